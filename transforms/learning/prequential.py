@@ -1,0 +1,315 @@
+"""The serial form of online learning: predict, then learn, in event-time order.
+
+Prequential ("predictive sequential") is Dawid's (1984) word for a model that is scored on each example before
+it learns it. Here the examples come as a stream of requests and, later, their feedback. The loop is a state
+machine over the *ordered* events: it knows no clock and no watermark, so a backtest over a file and a live job
+that is fed the same events in pieces put out the same bytes.
+
+Law of the loop: **a prediction uses exactly the feedback given before its micro-batch opened.** Feedback that
+arrives while a batch is open waits until the batch is predicted; no request is ever scored with a label that is
+later than itself. The price is at most ``max_delay`` of freshness (rejected: learning up to the moment of release;
+on MovieLens 100k with a 5 s deadline the scores agree to four digits, and the law would be lost).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from contbatch.transforms.batching import BatchFormer, BatchPolicy, Reason
+from contbatch.transforms.codecs import Codec
+from contbatch.transforms.events import END_OF_TIME, MICROS, Event, Kind
+from contbatch.transforms.learning.join import Join, Label, Refusal, Served, dump_event, load_event
+from contbatch.transforms.learning.learner import Arrays, Learner
+from contbatch.transforms.learning.metrics import log_loss
+from contbatch.transforms.records import Failed, Learned, Prediction
+
+State = TypeVar("State")
+
+
+@dataclass(frozen=True)
+class PrequentialConfig(Generic[State]):
+    """What a loop does; everything that changes is in the loop.
+
+    Attributes:
+        learner: predicts and learns.
+        policy: bounds of the prediction micro-batches, in event time.
+        requests: codec of the requests; needs a field ``request_id`` and the learner's fields.
+        feedback: codec of the feedback; needs ``request_id`` and ``label``, and may have ``weight``.
+        ttl: how long a request waits for its label, and a label for its request, in seconds of event time.
+        publish_every: examples between published versions.
+        freeze_after: examples after which a copy of the model is kept as the baseline; ``None`` for no baseline.
+
+    Raises:
+        ValueError: a codec lacks a field, or a number is outside its range.
+    """
+
+    learner: Learner[State]
+    policy: BatchPolicy
+    requests: Codec
+    feedback: Codec
+    ttl: float = 86_400.0
+    publish_every: int = 10_000
+    freeze_after: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, codec, needed in (
+            ("requests", self.requests, ("request_id", *self.learner.fields)),
+            ("feedback", self.feedback, ("request_id", "label")),
+        ):
+            missing = [field for field in needed if field not in codec.fields]
+            if missing:
+                raise ValueError(f"the {name} codec has fields {codec.fields}; it also needs {missing}")
+        if not (math.isfinite(self.ttl) and self.ttl >= self.policy.max_delay):
+            raise ValueError(f"ttl is {self.ttl} s; give at least the policy's max_delay, {self.policy.max_delay} s")
+        if self.publish_every < 1:
+            raise ValueError(f"publish_every is {self.publish_every}; give 1 example or more")
+
+
+class Version(NamedTuple):
+    """Weights to publish.
+
+    Attributes:
+        epoch: counts restores that branched off.
+        step: updates since the first weights.
+        parent: ``epoch.step`` of the version published before, or ``None``.
+        arrays: the exported learner state.
+        examples: examples learned.
+        loss: progressive log loss of all examples learned, as predicted when they were served.
+        time: event time up to which feedback is learned.
+    """
+
+    epoch: int
+    step: int
+    parent: str | None
+    arrays: Arrays
+    examples: int
+    loss: float
+    time: int
+
+
+Output = Prediction | Learned | Failed | Version
+
+
+class PrequentialLoop(Generic[State]):
+    """Predicts micro-batches of requests and learns their feedback; see the module's text for its law.
+
+    Args:
+        config: what to do.
+        model: written on every output.
+        epoch: first half of the version; a restored job that branches off counts it up.
+    """
+
+    def __init__(self, config: PrequentialConfig[State], model: str = "", epoch: int = 0) -> None:
+        self._config = config
+        self._model = model
+        self._epoch = epoch
+        self._state = config.learner.init()
+        self._baseline: State | None = None
+        self._batch: BatchFormer[Event] = BatchFormer(config.policy)
+        self._arrived: list[Event] = []
+        self._join = Join(round(config.ttl * MICROS))
+        self._frontier = -END_OF_TIME
+        self._step = self._examples = self._published_step = self._published_examples = 0
+        self._loss = 0.0
+        self._learned_to = 0
+
+    @property
+    def frontier(self) -> int:
+        """Everything before this event time is done; what still comes from there is late."""
+        return self._frontier
+
+    @property
+    def next_time(self) -> int | None:
+        """The event time after which the loop has something to do even if no event comes."""
+        times = [self._batch.closes_at, self._join.next_expiry]
+        times += [event.time for event in self._arrived[-1:]]
+        return min((time for time in times if time is not None), default=None)
+
+    def advance(self, events: Sequence[Event], upto: int) -> Iterator[Output]:
+        """Process sorted events and all that falls due before ``upto``; the iterator must be exhausted.
+
+        Args:
+            events: in :class:`Event` order, every one before ``upto``. One before :attr:`frontier` is late.
+            upto: the new frontier, in microseconds; :data:`END_OF_TIME` ends the stream and publishes.
+
+        Yields:
+            predictions, learned and failed events, and versions to publish, in the order in which they happened.
+        """
+        for event in events:
+            if event.time < self._frontier:
+                yield self._late(event)
+                continue
+            yield from self._pass(event.time, event.kind)
+            if event.kind is Kind.FEEDBACK:
+                self._arrived.append(event)
+                continue
+            self._batch.add(event, event.time)
+            if self._batch.is_full:
+                yield from self._close(event.time, Reason.SIZE)
+        self._frontier = max(self._frontier, upto)
+        yield from self._pass(upto, Kind.REQUEST)
+        if upto == END_OF_TIME and self._step > self._published_step:
+            yield self._version()
+
+    def _pass(self, time: int, kind: Kind) -> Iterator[Output]:
+        """Do what is due before an event of this kind at this time."""
+        closes_at = self._batch.closes_at
+        if closes_at is not None and (closes_at < time or (closes_at == time and kind is Kind.FEEDBACK)):
+            yield from self._close(closes_at, Reason.DELAY)
+        if self._batch.closes_at is None and self._arrived and self._arrived[-1].time < time:
+            yield from self._learn(self._arrived[-1].time, [])
+        yield from self._expire(time)
+
+    def _expire(self, time: int) -> Iterator[Failed]:
+        for label in self._join.expire(time):
+            yield self._refused(label.event, Refusal.UNMATCHED, "no request within the ttl", label.request_id)
+
+    def _close(self, time: int, reason: Reason) -> Iterator[Output]:
+        """Predict the open batch, then learn what arrived while it was open."""
+        events = self._batch.take()
+        columns, kept, errors = self._config.requests.decode([event.payload for event in events])
+        for position, why in errors:
+            yield self._failed(events[position], why)
+        matched: list[Label] = []
+        yield from self._expire(time)
+        if kept:
+            learner, version = self._config.learner, f"{self._epoch}.{self._step}"
+            scores = learner.predict(self._state, columns).tolist()
+            baselines = scores if self._baseline is None else learner.predict(self._baseline, columns).tolist()
+            ids = columns["request_id"]
+            for request_id, position, score, baseline in zip(ids, kept, scores, baselines, strict=True):
+                event = events[position]
+                matched += self._join.serve(request_id, Served(event.time, event.payload, score, baseline))
+                yield Prediction(
+                    request_id, score, baseline, version, len(kept), reason, event.time, time, self._model
+                )
+        yield from self._learn(time, matched)
+
+    def _learn(self, time: int, labels: list[Label]) -> Iterator[Output]:
+        """Learn these labels, which have met their request, and all feedback that has arrived."""
+        events, self._arrived = self._arrived, []
+        for outcome in self._decode_feedback(events):
+            if isinstance(outcome, Label):
+                labels.append(outcome)
+            else:
+                yield outcome
+        yield from self._expire(time)
+        learnable = []
+        for label in labels:
+            match = self._join.match(label)
+            if isinstance(match, Served):
+                learnable.append((label, match))
+            elif match is not None:
+                yield self._refused(label.event, match, _WHY[match], label.request_id)
+        if learnable:
+            yield from self._update(learnable, time)
+
+    def _decode_feedback(self, events: Sequence[Event]) -> Iterator[Label | Failed]:
+        if not events:
+            return
+        columns, kept, errors = self._config.feedback.decode([event.payload for event in events])
+        for position, why in errors:
+            yield self._refused(events[position], Refusal.REFUSED, why)
+        weights = columns.get("weight", [1.0] * len(kept))
+        for request_id, value, weight, position in zip(
+            columns["request_id"], columns["label"], weights, kept, strict=True
+        ):
+            if not 0 <= value <= 1 or not (weight >= 0 and math.isfinite(weight)):
+                why = f"label {value!r} with weight {weight!r}; a label is 0 to 1, a weight finite and 0 or more"
+                yield self._refused(events[position], Refusal.REFUSED, why, request_id)
+            else:
+                yield Label(events[position], request_id, float(value), float(weight))
+
+    def _update(self, learnable: Sequence[tuple[Label, Served]], time: int) -> Iterator[Output]:
+        config = self._config
+        columns = config.requests.decode([served.payload for _, served in learnable]).columns
+        labels = np.array([label.value for label, _ in learnable])
+        weights = np.array([label.weight for label, _ in learnable])
+        self._state = config.learner.step(self._state, columns, labels, weights)
+        self._step += 1
+        self._examples += len(learnable)
+        self._learned_to = time
+        version = f"{self._epoch}.{self._step}"
+        for (event, request_id, value, weight), served in learnable:
+            self._loss += log_loss(served.score, value)
+            yield Learned(
+                request_id, value, weight, served.score, served.baseline, version, served.time, event.time, self._model
+            )
+        if self._baseline is None and config.freeze_after is not None and self._examples >= config.freeze_after:
+            self._baseline = config.learner.copy(self._state)
+        if self._examples - self._published_examples >= config.publish_every:
+            yield self._version()
+
+    def _version(self) -> Version:
+        parent = f"{self._epoch}.{self._published_step}" if self._published_step else None
+        self._published_step, self._published_examples = self._step, self._examples
+        arrays = self._config.learner.export(self._state)
+        loss = self._loss / self._examples
+        return Version(self._epoch, self._step, parent, arrays, self._examples, loss, self._learned_to)
+
+    def _late(self, event: Event) -> Failed:
+        why = f"arrived when everything up to event time {self._frontier / MICROS:.6f} s was already done"
+        if event.kind is Kind.FEEDBACK:
+            return self._refused(event, Refusal.LATE, why)
+        return self._failed(event, why)
+
+    def _failed(self, event: Event, why: str) -> Failed:
+        return Failed("request", "failed", why, "", event.time, event.row, event.payload, self._model)
+
+    def _refused(self, event: Event, status: Refusal, why: str, request_id: str = "") -> Failed:
+        return Failed("feedback", status, why, request_id, event.time, event.row, event.payload, self._model)
+
+    def snapshot(self) -> Arrays:
+        """Return all that :meth:`restore` needs to go on exactly from here."""
+        content = {
+            "batch": [dump_event(event) for event in self._batch.elements],
+            "arrived": [dump_event(event) for event in self._arrived],
+            "join": self._join.dump(),
+            "numbers": {name: getattr(self, name) for name in _NUMBERS},
+        }
+        arrays = {f"model/{name}": array for name, array in self._config.learner.export(self._state).items()}
+        if self._baseline is not None:
+            exported = self._config.learner.export(self._baseline)
+            arrays |= {f"baseline/{name}": array for name, array in exported.items()}
+        return arrays | {"loop": np.frombuffer(json.dumps(content).encode(), np.uint8)}
+
+    def restore(self, arrays: Arrays) -> None:
+        """Fill a fresh loop with what :meth:`snapshot` returned."""
+        content = json.loads(arrays["loop"].tobytes())
+        for event in map(load_event, content["batch"]):
+            self._batch.add(event, event.time)
+        self._arrived = [load_event(values) for values in content["arrived"]]
+        self._join.load(content["join"])
+        for name, value in content["numbers"].items():
+            setattr(self, name, value)
+        learner = self._config.learner
+        self._state = learner.load(_under("model/", arrays))
+        baseline = _under("baseline/", arrays)
+        self._baseline = learner.load(baseline) if baseline else None
+
+
+_WHY = {
+    Refusal.DUPLICATE: "this request's label is already learned",
+    Refusal.LATE: "later than the ttl after its request",
+}
+
+_NUMBERS = (
+    "_epoch",
+    "_examples",
+    "_frontier",
+    "_learned_to",
+    "_loss",
+    "_published_examples",
+    "_published_step",
+    "_step",
+)
+
+
+def _under(prefix: str, arrays: Arrays) -> Arrays:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

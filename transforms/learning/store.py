@@ -1,0 +1,160 @@
+"""Model versions and snapshots on any Beam filesystem: safetensors files, digests, JSON manifests. No pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import quote
+
+import safetensors
+import safetensors.numpy
+
+from contbatch.transforms.learning.learner import Arrays
+
+
+class StoreError(Exception):
+    """A version or snapshot is missing or is not what its digest says."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is known of a published version. A version exists once its manifest does.
+
+    Attributes:
+        model: which model.
+        epoch: counts restores that branched off.
+        step: updates since the first weights; versions are ordered by (epoch, step).
+        parent: ``epoch.step`` of the version before, or ``None``.
+        digest: SHA-256 of the weights file.
+        examples: examples learned.
+        loss: progressive log loss over them.
+        time: event time up to which feedback is learned, microseconds since the epoch.
+        config: the learner and policy, in words.
+    """
+
+    model: str
+    epoch: int
+    step: int
+    parent: str | None
+    digest: str
+    examples: int
+    loss: float
+    time: int
+    config: dict[str, str]
+
+    @property
+    def version(self) -> str:
+        """``epoch.step``, as predictions carry it."""
+        return f"{self.epoch}.{self.step}"
+
+
+class ModelStore:
+    """Immutable model versions and content-addressed snapshots under one folder.
+
+    Layout: ``models/model-NAME/EPOCH-STEP/{weights.safetensors,manifest.json}`` and
+    ``snapshots/DIGEST.safetensors``. Files are written under a temporary name, then renamed; the manifest comes
+    last. Writing the same version again leaves the same bytes, so a replayed bundle does no harm.
+
+    Args:
+        root: a folder on any filesystem that Beam knows.
+    """
+
+    def __init__(self, root: str) -> None:
+        self._root = root.rstrip("/")
+
+    def publish(self, arrays: Arrays, **about: Any) -> Manifest:
+        """Write a version; ``about`` is every field of :class:`Manifest` but the digest."""
+        content = safetensors.numpy.save(arrays)
+        manifest = Manifest(digest=hashlib.sha256(content).hexdigest(), **about)
+        folder = self._folder(manifest.model, manifest.epoch, manifest.step)
+        self._write(f"{folder}/weights.safetensors", content)
+        self._write(f"{folder}/manifest.json", json.dumps(asdict(manifest), indent=2, sort_keys=True).encode())
+        return manifest
+
+    def versions(self, model: str = "") -> list[Manifest]:
+        """Return the manifests of a model that can be read, oldest first."""
+        manifests = []
+        for path in self._match(f"{self._model_folder(model)}/*/manifest.json"):
+            try:
+                manifests.append(Manifest(**json.loads(self._read(path))))
+            except (ValueError, TypeError):
+                continue  # torn or foreign: not a version
+        return sorted(manifests, key=lambda manifest: (manifest.epoch, manifest.step))
+
+    def read(self, manifest: Manifest) -> Arrays:
+        """Return the arrays of a version.
+
+        Raises:
+            StoreError: the weights are missing or are not those of the manifest.
+        """
+        folder = self._folder(manifest.model, manifest.epoch, manifest.step)
+        return self._load(f"{folder}/weights.safetensors", manifest.digest)
+
+    def latest(self, model: str = "") -> tuple[Manifest, Arrays] | None:
+        """Return the newest version whose weights match their digest, or ``None``."""
+        for manifest in reversed(self.versions(model)):
+            try:
+                return manifest, self.read(manifest)
+            except StoreError:
+                continue  # torn: the version before it stands
+        return None
+
+    def write_snapshot(self, arrays: Arrays) -> str:
+        """Write a snapshot and return its digest, its name."""
+        content = safetensors.numpy.save(arrays)
+        digest = hashlib.sha256(content).hexdigest()
+        self._write(self._snapshot(digest), content)
+        return digest
+
+    def read_snapshot(self, digest: str) -> Arrays:
+        """Return the arrays of a snapshot.
+
+        Raises:
+            StoreError: it is missing, or not what its name says.
+        """
+        return self._load(self._snapshot(digest), digest)
+
+    def _folder(self, model: str, epoch: int, step: int) -> str:
+        return f"{self._model_folder(model)}/{epoch:06d}-{step:012d}"
+
+    def _model_folder(self, model: str) -> str:
+        return f"{self._root}/models/model-{quote(model, safe='')}"
+
+    def _snapshot(self, digest: str) -> str:
+        return f"{self._root}/snapshots/{digest}.safetensors"
+
+    def _load(self, path: str, digest: str) -> Arrays:
+        try:
+            content = self._read(path)
+        except OSError as error:
+            raise StoreError(f"no weights at {path}; they were removed while still referred to: {error}") from error
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise StoreError(f"{path} does not have the digest {digest}; remove it and restore a good copy")
+        arrays: Arrays = safetensors.numpy.load(content)
+        return arrays
+
+    @staticmethod
+    def _match(pattern: str) -> list[str]:
+        from apache_beam.io.filesystems import FileSystems
+
+        return [found.path for found in FileSystems.match([pattern])[0].metadata_list]
+
+    @staticmethod
+    def _read(path: str) -> bytes:
+        from apache_beam.io.filesystems import FileSystems
+
+        with FileSystems.open(path) as file:
+            content: bytes = file.read()
+        return content
+
+    @staticmethod
+    def _write(path: str, content: bytes) -> None:
+        from apache_beam.io.filesystems import FileSystems
+
+        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+        with FileSystems.create(temporary) as file:
+            file.write(content)
+        FileSystems.rename([temporary], [path])

@@ -1,0 +1,383 @@
+"""``PredictThenLearn``: the Beam shell of the serial loop.
+
+The DoFn only translates. It buffers chunks of events in state, and when the watermark says that a stretch of
+event time is complete, hands that stretch, sorted, to the loop of its model.
+
+State per model: ``buffer`` holds chunks not yet processed; the loop itself is ``(snapshot, log)``: the digest of a
+snapshot in the model store and the stretches processed since. The loop object in the DoFn is a cache tagged with
+the hash chain of that pair, so any instance may serve any bundle (Prism gives one key to several), and one that a
+failed bundle advanced is noticed and rebuilt. Rejected: the weights in a state cell, which would be written whole
+at each firing.
+
+Timers: only WATERMARK ones (a REAL_TIME timer in the class would force DirectRunner onto its slowest runner). On
+bounded input one stands at the oldest buffered event, so that nothing leaves before its hold, and its firing
+drains everything. Live, it stands where the oldest buffered event's batch can be closed, rounded up to ``stride``;
+what happens at a firing leaves with the firing's timestamp and carries its event time in the value.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.coders import BytesCoder
+from apache_beam.metrics import Metrics
+from apache_beam.options.pipeline_options import DebugOptions
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.window import GlobalWindow, GlobalWindows
+from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
+from apache_beam.utils.windowed_value import WindowedValue
+
+import contbatch.transforms.coders  # noqa: F401  registers the coders
+from contbatch.transforms import progress
+from contbatch.transforms.batching import BatchPolicy
+from contbatch.transforms.codecs import Codec
+from contbatch.transforms.events import END_OF_TIME, MICROS, Event, pack, unpack
+from contbatch.transforms.learning import Learner, ModelStore, PrequentialConfig, PrequentialLoop, Version
+from contbatch.transforms.records import Failed, Learned, Prediction, Published
+
+_LOG = logging.getLogger(__name__)
+_END = GlobalWindow().max_timestamp()
+_CHUNK = 512
+
+
+class PredictThenLearn(beam.PTransform):
+    """Predicts requests in micro-batches and learns their feedback, in event-time order, one model per key.
+
+    Takes a PCollection of :class:`~contbatch.transforms.Event` and returns four: ``predictions`` (the main
+    output), ``learned``, ``failed`` and ``published``, of the records of those names. Every request comes out as a
+    prediction or failed; every feedback as learned or failed. The outputs do not depend on the order of arrival,
+    on bundles or on how the watermark moves, as long as nothing is late or forced.
+
+    Args:
+        learner: the model.
+        policy: bounds of the micro-batches, in event time.
+        store: folder for model versions and snapshots, on any Beam filesystem.
+        requests: codec of the request payloads: ``request_id`` and the learner's fields.
+        feedback: codec of the feedback payloads: ``request_id``, ``label`` in [0, 1] and optionally ``weight``.
+        ttl: seconds of event time that a request waits for its label, or a label for its request.
+        publish_every: examples between published versions.
+        freeze_after: examples after which a frozen copy of the model is scored beside it; ``None`` for none.
+        stride: live only: seconds of event time to which firings are rounded up. Less latency against more
+            firings, each of which reads the buffer once.
+        max_buffer: most events buffered per model. Beyond it the older half is processed early, counted as
+            ``forced``: events from before that point are late afterwards, so determinism is lost.
+        max_wait: live only: seconds of real time after which new input forces the older half of a buffer whose
+            watermark does not move; ``None`` to wait for ever.
+        snapshot_every: events after which the log in state is replaced by a snapshot in the store.
+        clock: seconds; for ``max_wait`` only.
+
+    Raises:
+        ValueError: an argument is outside its range, or a codec lacks a field.
+    """
+
+    def __init__(
+        self,
+        learner: Learner[Any],
+        policy: BatchPolicy,
+        store: str,
+        *,
+        requests: Codec,
+        feedback: Codec,
+        ttl: float = 86_400.0,
+        publish_every: int = 10_000,
+        freeze_after: int | None = None,
+        stride: float = 1.0,
+        max_buffer: int = 2_000_000,
+        max_wait: float | None = None,
+        snapshot_every: int = 50_000,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__()
+        for name, value in (("stride", stride), ("max_buffer", max_buffer), ("snapshot_every", snapshot_every)):
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} is {value!r}; give a finite number above 0")
+        config = PrequentialConfig(learner, policy, requests, feedback, ttl, publish_every, freeze_after)
+        self._settings = _Settings(config, store, round(stride * MICROS), max_buffer, max_wait, snapshot_every, clock)
+
+    def expand(self, events: beam.PCollection[Event]) -> beam.pvalue.DoOutputsTuple:
+        """Chunk the events, group them by model, run the loops."""
+        # Without it Prism runs one key in two bundles at once and loses state.
+        events.pipeline.options.view_as(DebugOptions).add_experiment("prism_disable_sdf_split")
+        run = beam.ParDo(_PredictThenLearnFn(self._settings, events.is_bounded)).with_output_types(
+            Prediction, learned=Learned, failed=Failed, published=Published
+        )
+        return (
+            events
+            | "Window" >> beam.WindowInto(GlobalWindows())
+            | "Chunk" >> beam.ParDo(_ChunkFn()).with_output_types(tuple[str, bytes])
+            | "Run" >> run.with_outputs("learned", "failed", "published", main="predictions")
+        )
+
+
+class _ChunkFn(beam.DoFn):
+    """Packs a bundle's events per model, so that state and shuffle see a chunk where they would see an event."""
+
+    def start_bundle(self) -> None:
+        self._events: dict[str, list[Event]] = {}
+
+    def process(self, event: Event) -> Iterator[WindowedValue]:
+        events = self._events.setdefault(event.model, [])
+        events.append(event)
+        if len(events) >= _CHUNK:
+            yield self._chunk(event.model)
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        for model in list(self._events):
+            yield self._chunk(model)
+
+    def _chunk(self, model: str) -> WindowedValue:
+        events = self._events.pop(model)
+        return _at((model, pack(events)), min(event.time for event in events))
+
+
+@dataclass(frozen=True)
+class _Settings:
+    config: PrequentialConfig[Any]
+    store: str
+    stride: int
+    max_buffer: int
+    max_wait: float | None
+    snapshot_every: int
+    clock: Callable[[], float]
+
+
+@dataclass
+class _Head:
+    """The state cell that says what the other state means.
+
+    Attributes:
+        snapshot: digest of the loop's snapshot, or "" for a new loop.
+        chain: hash over the snapshot and the log since; what a cached loop must have seen.
+        stretches: stretches in the log.
+        logged: events in the log.
+        buffered: events in the buffer.
+        oldest: event time of the oldest of them.
+        since: when (real time) the buffer last became non-empty.
+    """
+
+    snapshot: str = ""
+    chain: str = ""
+    stretches: int = 0
+    logged: int = 0
+    buffered: int = 0
+    oldest: int = END_OF_TIME
+    since: float = 0.0
+
+
+class _PredictThenLearnFn(beam.DoFn):
+    BUFFER = BagStateSpec("buffer", BytesCoder())
+    LOG = BagStateSpec("log", BytesCoder())
+    HEAD = ReadModifyWriteStateSpec("head", BytesCoder())
+    DUE = TimerSpec("due", TimeDomain.WATERMARK)
+    LAST = TimerSpec("last", TimeDomain.WATERMARK)
+
+    def __init__(self, settings: _Settings, bounded: bool) -> None:
+        self._settings = settings
+        self._bounded = bounded
+        self._forced = Metrics.counter("contbatch", "forced")
+        self._rebuilt = Metrics.counter("contbatch", "rebuilt")
+
+    def setup(self) -> None:
+        self._store = ModelStore(self._settings.store)
+        self._loops: dict[str, tuple[str, PrequentialLoop[Any]]] = {}
+
+    def start_bundle(self) -> None:
+        self._heads: dict[str, _Head] = {}
+
+    def process(
+        self,
+        element: tuple[str, bytes],
+        timestamp: Timestamp = beam.DoFn.TimestampParam,
+        buffer: Any = beam.DoFn.StateParam(BUFFER),
+        log: Any = beam.DoFn.StateParam(LOG),
+        head_cell: Any = beam.DoFn.StateParam(HEAD),
+        due: Any = beam.DoFn.TimerParam(DUE),
+        last: Any = beam.DoFn.TimerParam(LAST),
+    ) -> Iterator[Any]:
+        model, chunk = element
+        settings = self._settings
+        head = self._head(model, head_cell)
+        now = settings.clock()
+        if head.buffered == 0:
+            head.since = now
+        times = [event.time for event in unpack(chunk)]
+        buffer.add(chunk)
+        head.buffered += len(times)
+        head.oldest = min(head.oldest, *times)
+        stuck = not self._bounded and settings.max_wait is not None and now - head.since > settings.max_wait
+        if head.buffered > settings.max_buffer or stuck:
+            ordered = sorted(event.time for event in _events(buffer))
+            upto = max(ordered[len(ordered) // 2], ordered[0] + 1)
+            self._forced.inc(sum(time < upto for time in ordered))
+            _LOG.warning(
+                "model %r: %d events processed before the watermark reached them (%s); what is older and still to "
+                "come will be late, so the outputs now depend on the order of arrival",
+                model,
+                sum(time < upto for time in ordered),
+                "max_wait" if stuck else "max_buffer",
+            )
+            yield from self._run(model, head, upto, timestamp, buffer, log, due)
+            head.since = now
+        else:
+            self._arm(head, None, due)
+        last.set(_END)
+        head_cell.write(json.dumps(asdict(head)).encode())
+
+    @on_timer(DUE)
+    def on_due(
+        self,
+        model: str = beam.DoFn.KeyParam,
+        timestamp: Timestamp = beam.DoFn.TimestampParam,
+        buffer: Any = beam.DoFn.StateParam(BUFFER),
+        log: Any = beam.DoFn.StateParam(LOG),
+        head_cell: Any = beam.DoFn.StateParam(HEAD),
+        due: Any = beam.DoFn.TimerParam(DUE),
+    ) -> Iterator[Any]:
+        head = self._head(model, head_cell)
+        upto = END_OF_TIME if self._bounded else timestamp.micros
+        yield from self._run(model, head, upto, timestamp, buffer, log, due)
+        head_cell.write(json.dumps(asdict(head)).encode())
+
+    @on_timer(LAST)
+    def on_last(
+        self,
+        model: str = beam.DoFn.KeyParam,
+        timestamp: Timestamp = beam.DoFn.TimestampParam,
+        buffer: Any = beam.DoFn.StateParam(BUFFER),
+        log: Any = beam.DoFn.StateParam(LOG),
+        head_cell: Any = beam.DoFn.StateParam(HEAD),
+        due: Any = beam.DoFn.TimerParam(DUE),
+    ) -> Iterator[Any]:
+        """End of input: whatever is left has its turn, and the last weights are published."""
+        head = self._head(model, head_cell)
+        yield from self._run(model, head, END_OF_TIME, timestamp, buffer, log, due)
+        head_cell.write(json.dumps(asdict(head)).encode())
+
+    def _run(
+        self, model: str, head: _Head, upto: int, timestamp: Timestamp, buffer: Any, log: Any, due: Any
+    ) -> Iterator[Any]:
+        """Process the stretch of event time before ``upto`` and record that it is done."""
+        events = sorted(_events(buffer))
+        stretch = [event for event in events if event.time < upto]
+        rest = events[len(stretch) :]
+        loop = self._loop(model, head, log)
+        for output in loop.advance(stretch, upto):
+            yield from self._emit(model, output, timestamp.micros)
+        buffer.clear()
+        if rest:
+            buffer.add(pack(rest))
+        head.buffered, head.oldest = len(rest), min((event.time for event in rest), default=END_OF_TIME)
+        self._record(loop, head, stretch, upto, log)
+        self._loops[model] = head.chain, loop
+        self._arm(head, loop.next_time, due)
+
+    def _loop(self, model: str, head: _Head, log: Any) -> PrequentialLoop[Any]:
+        """Return the loop as of ``head``: the cached one, brought up to date if need be, or a rebuilt one."""
+        tag, cached = self._loops.pop(model, ("", None))
+        if cached is not None and tag == head.chain:
+            return cached
+        loop = PrequentialLoop(self._settings.config, model)
+        if head.snapshot:
+            loop.restore(self._store.read_snapshot(head.snapshot))
+        if head.chain:
+            self._rebuilt.inc()
+        chain = head.snapshot
+        for stretch in sorted(log.read()):
+            if cached is not None and tag == chain:
+                loop = cached
+            upto, events = _unpack_stretch(stretch)
+            for _ in loop.advance(events, upto):
+                pass  # it was put out when the stretch was first processed
+            chain = _extend(chain, stretch)
+        if chain != head.chain:
+            raise RuntimeError(f"model {model!r}: the log in state does not lead to the state's own chain {head.chain}")
+        return loop
+
+    def _record(self, loop: PrequentialLoop[Any], head: _Head, events: list[Event], upto: int, log: Any) -> None:
+        """Write down that the stretch is done: in the log, or by a snapshot that replaces it."""
+        head.logged += len(events)
+        if head.logged >= self._settings.snapshot_every or upto == END_OF_TIME:
+            log.clear()
+            head.snapshot = head.chain = self._store.write_snapshot(loop.snapshot())
+            head.stretches = head.logged = 0
+        else:
+            stretch = head.stretches.to_bytes(8, "big") + upto.to_bytes(8, "big", signed=True) + pack(events)
+            log.add(stretch)
+            head.chain = _extend(head.chain, stretch)
+            head.stretches += 1
+
+    def _arm(self, head: _Head, loop_time: int | None, due: Any) -> None:
+        """Set the timer for the buffer and, live, for what the loop itself waits for."""
+        if self._bounded:
+            if head.buffered:
+                due.set(_timestamp(head.oldest))
+            return
+        delay = round(self._settings.config.policy.max_delay * MICROS)
+        times = [head.oldest + delay] * bool(head.buffered) + [loop_time] * (loop_time is not None)
+        if times:
+            # One microsecond past: a watermark of T promises that nothing before T is missing.
+            stride = self._settings.stride
+            due.set(_timestamp(-(-(min(times) + 1) // stride) * stride))
+
+    def _emit(self, model: str, output: Any, hold: int) -> Iterator[Any]:
+        if isinstance(output, Prediction):
+            progress.add(1)
+            yield _at(output, max(output.time, hold))
+        elif isinstance(output, Learned | Failed):
+            tag = "learned" if isinstance(output, Learned) else "failed"
+            yield beam.pvalue.TaggedOutput(tag, _at(output, max(output.time, hold)))
+        else:
+            published = self._publish(model, output)
+            yield beam.pvalue.TaggedOutput("published", _at(published, max(published.time, hold)))
+
+    def _publish(self, model: str, version: Version) -> Published:
+        config = self._settings.config
+        manifest = self._store.publish(
+            version.arrays,
+            model=model,
+            epoch=version.epoch,
+            step=version.step,
+            parent=version.parent,
+            examples=version.examples,
+            loss=version.loss,
+            time=version.time,
+            config={"learner": repr(config.learner), "policy": repr(config.policy)},
+        )
+        return Published(manifest.version, manifest.digest, manifest.examples, manifest.time, model)
+
+    def _head(self, model: str, cell: Any) -> _Head:
+        """Return the state cell's content, read once per bundle."""
+        if model not in self._heads:
+            content = cell.read()
+            self._heads[model] = _Head(**json.loads(content)) if content else _Head()
+        return self._heads[model]
+
+
+def _events(buffer: Any) -> Iterable[Event]:
+    return (event for chunk in buffer.read() for event in unpack(chunk))
+
+
+def _unpack_stretch(stretch: bytes) -> tuple[int, list[Event]]:
+    return int.from_bytes(stretch[8:16], "big", signed=True), unpack(stretch[16:])
+
+
+def _extend(chain: str, stretch: bytes) -> str:
+    return hashlib.sha256(chain.encode() + stretch).hexdigest()
+
+
+def _at(value: Any, micros: int) -> WindowedValue:
+    return GlobalWindows.windowed_value(value, _timestamp(micros))
+
+
+def _timestamp(micros: int) -> Timestamp:
+    """Return a timestamp inside the global window, whatever a record claims."""
+    return Timestamp(micros=min(max(micros, MIN_TIMESTAMP.micros), _END.micros))
