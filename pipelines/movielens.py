@@ -19,7 +19,7 @@ USERS = "ml-100k.user"
 ITEMS = "ml-100k.item"
 
 FIELDS = ("user", "item", "age", "gender", "occupation", "genres")
-PAIRS = (("user", "item"),)
+INTERACTIONS = ((("user",), ("item", "genres")),)
 
 REQUESTS = AvroCodec(
     {
