@@ -6,6 +6,7 @@ out of the installed RecBole wheel, which carries a copy. Nothing of RecBole is 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -73,12 +74,20 @@ def find_folder(given: str | None) -> Path:
     return folder
 
 
-def read_events(folder: Path, feedback_delay: float) -> Iterator[Event | BadLine]:
+def count_ratings(folder: Path) -> int:
+    """Return the lines of the ratings file, its header not counted."""
+    with (folder / RATINGS).open("rb") as lines:
+        return max(sum(1 for _ in lines) - 1, 0)
+
+
+def read_events(folder: Path, feedback_delay: float, spread_ties: bool = False) -> Iterator[Event | BadLine]:
     """Yield each rating's request and, ``feedback_delay`` seconds of event time later, its feedback.
 
     Liked means a rating of 4 or more. Age is the decade. A line that cannot be read is a :class:`BadLine`: of the
-    request where user, item or time is unreadable, of the feedback alone where only the rating is.
+    request where user, item or time is unreadable, of the feedback alone where only the rating is. The data's
+    times are whole seconds; with ``spread_ties`` the ratings of one second follow each other by a microsecond.
     """
+    taken: Counter[int] = Counter()
     users = {row[0]: row for row in _rows(folder / USERS)}
     items = {row[0]: row for row in _rows(folder / ITEMS)}
     delay = round(feedback_delay * MICROS)
@@ -90,9 +99,14 @@ def read_events(folder: Path, feedback_delay: float) -> Iterator[Event | BadLine
                 user_id, item_id, rating, seconds = line.split("\t")
                 time = round(float(seconds) * MICROS)
                 request = _request(row, users[user_id], items[item_id])
+                if not abs(time) < 2**62:
+                    raise ValueError(f"time {seconds} is out of range")
             except (ValueError, KeyError, OverflowError) as error:
                 yield BadLine(Kind.REQUEST, row, line, f"not user, item, rating, time: {error!r}")
                 continue
+            if spread_ties:
+                taken[time] += 1
+                time += taken[time] - 1
             yield Event(time, Kind.REQUEST, row, REQUESTS.encode(request))
             try:
                 liked = float(float(rating) >= 4)

@@ -40,6 +40,7 @@ class Learned(NamedTuple):
         weight: its importance.
         score: what had been predicted.
         baseline: what the frozen baseline had predicted.
+        served_by: the weights that had predicted it, ``epoch.step``.
         version: the first weights that know it, ``epoch.step``.
         request_time: when the request was made.
         time: when the feedback was given.
@@ -51,6 +52,7 @@ class Learned(NamedTuple):
     weight: float
     score: float
     baseline: float
+    served_by: str
     version: str
     request_time: int
     time: int

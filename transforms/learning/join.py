@@ -19,12 +19,13 @@ class Refusal(StrEnum):
 
 
 class Served(NamedTuple):
-    """A request that was predicted: its encoded features, and the scores that were given."""
+    """A request that was predicted: its encoded features, the scores that were given, and who gave them."""
 
     time: int
     payload: bytes
     score: float
     baseline: float
+    version: str
 
 
 class Label(NamedTuple):
@@ -111,8 +112,8 @@ class Join:
 
     def load(self, content: dict[str, Any]) -> None:
         """Fill an empty join with what :meth:`dump` returned."""
-        for request_id, time, payload, score, baseline in content["served"]:
-            self.serve(request_id, Served(time, payload.encode("latin-1"), score, baseline))
+        for request_id, time, payload, *answer in content["served"]:
+            self.serve(request_id, Served(time, payload.encode("latin-1"), *answer))
         self._learned = set(content["learned"])
         for label in map(load_label, content["orphans"]):
             self.match(label)

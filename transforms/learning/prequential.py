@@ -185,7 +185,8 @@ class PrequentialLoop(Generic[State]):
             ids = columns["request_id"]
             for request_id, position, score, baseline in zip(ids, kept, scores, baselines, strict=True):
                 event = events[position]
-                matched += self._join.serve(request_id, Served(event.time, event.payload, score, baseline))
+                served = Served(event.time, event.payload, score, baseline, version)
+                matched += self._join.serve(request_id, served)
                 yield Prediction(
                     request_id, score, baseline, version, len(kept), reason, event.time, time, self._model
                 )
@@ -238,9 +239,8 @@ class PrequentialLoop(Generic[State]):
         version = f"{self._epoch}.{self._step}"
         for (event, request_id, value, weight), served in learnable:
             self._loss += log_loss(served.score, value)
-            yield Learned(
-                request_id, value, weight, served.score, served.baseline, version, served.time, event.time, self._model
-            )
+            answer = served.score, served.baseline, served.version
+            yield Learned(request_id, value, weight, *answer, version, served.time, event.time, self._model)
         if self._baseline is None and config.freeze_after is not None and self._examples >= config.freeze_after:
             self._baseline = config.learner.copy(self._state)
         if self._examples - self._published_examples >= config.publish_every:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import quote
@@ -12,6 +11,7 @@ from urllib.parse import quote
 import safetensors
 import safetensors.numpy
 
+from contbatch.transforms.files import matching, read_bytes, replacing
 from contbatch.transforms.learning.learner import Arrays
 
 
@@ -70,16 +70,18 @@ class ModelStore:
         content = safetensors.numpy.save(arrays)
         manifest = Manifest(digest=hashlib.sha256(content).hexdigest(), **about)
         folder = self._folder(manifest.model, manifest.epoch, manifest.step)
-        self._write(f"{folder}/weights.safetensors", content)
-        self._write(f"{folder}/manifest.json", json.dumps(asdict(manifest), indent=2, sort_keys=True).encode())
+        with replacing(f"{folder}/weights.safetensors") as file:
+            file.write(content)
+        with replacing(f"{folder}/manifest.json") as file:
+            file.write(json.dumps(asdict(manifest), indent=2, sort_keys=True).encode())
         return manifest
 
     def versions(self, model: str = "") -> list[Manifest]:
         """Return the manifests of a model that can be read, oldest first."""
         manifests = []
-        for path in self._match(f"{self._model_folder(model)}/*/manifest.json"):
+        for path in matching(f"{self._model_folder(model)}/*/manifest.json"):
             try:
-                manifests.append(Manifest(**json.loads(self._read(path))))
+                manifests.append(Manifest(**json.loads(read_bytes(path))))
             except (ValueError, TypeError):
                 continue  # torn or foreign: not a version
         return sorted(manifests, key=lambda manifest: (manifest.epoch, manifest.step))
@@ -106,7 +108,8 @@ class ModelStore:
         """Write a snapshot and return its digest, its name."""
         content = safetensors.numpy.save(arrays)
         digest = hashlib.sha256(content).hexdigest()
-        self._write(self._snapshot(digest), content)
+        with replacing(self._snapshot(digest)) as file:
+            file.write(content)
         return digest
 
     def read_snapshot(self, digest: str) -> Arrays:
@@ -128,33 +131,10 @@ class ModelStore:
 
     def _load(self, path: str, digest: str) -> Arrays:
         try:
-            content = self._read(path)
+            content = read_bytes(path)
         except OSError as error:
             raise StoreError(f"no weights at {path}; they were removed while still referred to: {error}") from error
         if hashlib.sha256(content).hexdigest() != digest:
             raise StoreError(f"{path} does not have the digest {digest}; remove it and restore a good copy")
         arrays: Arrays = safetensors.numpy.load(content)
         return arrays
-
-    @staticmethod
-    def _match(pattern: str) -> list[str]:
-        from apache_beam.io.filesystems import FileSystems
-
-        return [found.path for found in FileSystems.match([pattern])[0].metadata_list]
-
-    @staticmethod
-    def _read(path: str) -> bytes:
-        from apache_beam.io.filesystems import FileSystems
-
-        with FileSystems.open(path) as file:
-            content: bytes = file.read()
-        return content
-
-    @staticmethod
-    def _write(path: str, content: bytes) -> None:
-        from apache_beam.io.filesystems import FileSystems
-
-        temporary = f"{path}.{uuid.uuid4().hex}.tmp"
-        with FileSystems.create(temporary) as file:
-            file.write(content)
-        FileSystems.rename([temporary], [path])

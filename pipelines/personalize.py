@@ -1,0 +1,177 @@
+"""The main job: predict every rating of MovieLens 100k, and learn from it, in event time."""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.io.filesystems import FileSystems
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.runners.runner import PipelineState
+
+from contbatch.pipelines import movielens
+from contbatch.pipelines.errors import JobError, UsageError
+from contbatch.pipelines.files import WriteJson, WriteRecords, write_text
+from contbatch.transforms import BatchPolicy, Event, Failed, Kind, Learned, Prediction, PredictThenLearn, SparseLearner
+from contbatch.transforms.learning.join import Refusal
+
+PREDICTIONS = "predictions.avro"
+LEARNED = "learned.avro"
+FAILED = "failed.avro"
+LEDGER = "ledger.json"
+SUMMARY = "summary.json"
+ERRORS = "error.log"
+STORE = "store"
+
+
+@dataclass(frozen=True)
+class PersonalizeConfig:
+    """What the job does.
+
+    Attributes:
+        out: folder for everything that it writes; an earlier run's files there are replaced.
+        data: folder of the three MovieLens files.
+        policy: bounds of the prediction micro-batches.
+        feedback_delay: seconds of event time between a request and its feedback.
+        ttl: seconds of event time that requests and feedback wait for each other.
+        seed: decides the initial weights.
+        publish_every: examples between published model versions.
+        freeze_after: examples after which the baseline is frozen.
+        spread_ties: whether the ratings of one second follow each other by a microsecond.
+    """
+
+    out: str
+    data: Path
+    policy: BatchPolicy
+    feedback_delay: float
+    ttl: float
+    seed: int
+    publish_every: int
+    freeze_after: int
+    spread_ties: bool
+
+
+def build(pipeline: beam.Pipeline, config: PersonalizeConfig) -> None:
+    """Add the job's steps to a pipeline."""
+    source = (
+        pipeline
+        | "MovieLens" >> beam.Create([str(config.data)])
+        | "Read"
+        >> beam.ParDo(_ReadFn(config.feedback_delay, config.spread_ties))
+        .with_output_types(Event, failed=Failed)
+        .with_outputs("failed", main="events")
+    )
+    done = source.events | "PredictThenLearn" >> PredictThenLearn(
+        SparseLearner(movielens.FIELDS, movielens.INTERACTIONS, seed=config.seed),
+        config.policy,
+        FileSystems.join(config.out, STORE),
+        requests=movielens.REQUESTS,
+        feedback=movielens.FEEDBACK,
+        ttl=config.ttl,
+        publish_every=config.publish_every,
+        freeze_after=config.freeze_after,
+    )
+    failed = (source.failed, done.failed) | "All failed" >> beam.Flatten()
+    outputs: list[tuple[str, beam.PCollection[Any], type[Any], tuple[str, ...]]] = [
+        (PREDICTIONS, done.predictions, Prediction, ("model", "time", "request_time", "request_id")),
+        (LEARNED, done.learned, Learned, ("model", "time", "request_id")),
+        (FAILED, failed, Failed, ("model", "time", "kind", "row", "status", "payload")),
+    ]
+    for name, records, record, order in outputs:
+        records | f"Write {name}" >> WriteRecords(FileSystems.join(config.out, name), record, order)
+    fates = (
+        ("Requests and feedback", source.events, _kind),
+        ("Bad lines", source.failed, _kind),
+        ("Predicted", done.predictions, _fate),
+        ("Learned", done.learned, _fate),
+        ("Failed", failed, _fate),
+        ("Versions", done.published, _fate),
+    )
+    counts = [
+        records | f"{label}: name" >> beam.Map(name).with_output_types(str) | f"{label}: count" >> _count()
+        for label, records, name in fates
+    ]
+    (
+        counts
+        | "All counts" >> beam.Flatten()
+        | "Sum" >> beam.CombinePerKey(sum)
+        | "Ledger" >> beam.combiners.ToDict()
+        | "Write ledger" >> WriteJson(FileSystems.join(config.out, LEDGER))
+    )
+
+
+def run(config: PersonalizeConfig, options: PipelineOptions) -> float:
+    """Run the job to its end and return its seconds.
+
+    Raises:
+        UsageError: the output folder cannot be written.
+        JobError: the pipeline failed; the details are in a file that the text names.
+    """
+    _clear(config.out)
+    started = time.monotonic()
+    try:
+        pipeline = beam.Pipeline(options=options)
+        build(pipeline, config)
+        state = pipeline.run().wait_until_finish()
+    except Exception as error:
+        log = FileSystems.join(config.out, ERRORS)
+        write_text(log, traceback.format_exc())
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise JobError(f"the job failed: {lines[-1][:300]} (details: {log})") from error
+    if state != PipelineState.DONE:
+        runner = options.view_as(StandardOptions).runner
+        raise JobError(f"the job ended as {state}; look at the log of {runner}")
+    return time.monotonic() - started
+
+
+class _ReadFn(beam.DoFn):
+    def __init__(self, feedback_delay: float, spread_ties: bool) -> None:
+        self._feedback_delay = feedback_delay
+        self._spread_ties = spread_ties
+
+    def process(self, folder: str) -> Iterator[Any]:
+        for item in movielens.read_events(Path(folder), self._feedback_delay, self._spread_ties):
+            if isinstance(item, Event):
+                yield item
+                continue
+            kind, row, line, reason = item
+            status = "failed" if kind is Kind.REQUEST else Refusal.REFUSED.value
+            payload = line.encode("utf-8", "surrogateescape")
+            yield beam.pvalue.TaggedOutput("failed", Failed(kind.name.lower(), status, reason, "", 0, row, payload, ""))
+
+
+def _count() -> beam.PTransform:
+    return beam.combiners.Count.PerElement()
+
+
+def _kind(record: Event | Failed) -> str:
+    kind = record.kind.name.lower() if isinstance(record, Event) else record.kind
+    return {"request": "requests", "feedback": "feedback"}[kind]
+
+
+def _fate(record: Any) -> str:
+    if isinstance(record, Failed):
+        return record.status
+    return {"Prediction": "predicted", "Learned": "learned", "Published": "versions"}[type(record).__name__]
+
+
+def _clear(out: str) -> None:
+    """Remove an earlier run's files, and nothing else, and see that new ones can be written."""
+    try:
+        stale: Sequence[str] = [FileSystems.join(out, name) for name in _FILES]
+        FileSystems.delete([path for path in stale if FileSystems.exists(path)])
+        probe = FileSystems.join(out, ERRORS)
+        write_text(probe, "")
+        FileSystems.delete([probe])
+    except (OSError, beam.io.filesystem.BeamIOError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        raise UsageError(f"cannot write to {out} ({reason}); give another folder with --out") from error
+
+
+_FILES = (PREDICTIONS, LEARNED, FAILED, LEDGER, SUMMARY, ERRORS, STORE)

@@ -1,0 +1,23 @@
+"""The laws of conservation, which a job checks of itself: nothing is lost, and nothing comes out twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+REQUEST_FATES = ("predicted", "shed", "failed")
+FEEDBACK_FATES = ("learned", "duplicate", "late", "unmatched", "refused")
+
+
+def violations(counts: Mapping[str, int]) -> list[str]:
+    """Return one sentence per law that the counts break; names that are missing count as 0.
+
+    The laws: ``requests`` is the sum of :data:`REQUEST_FATES`, ``feedback`` that of :data:`FEEDBACK_FATES`.
+    """
+    broken = []
+    for name, fates in (("requests", REQUEST_FATES), ("feedback", FEEDBACK_FATES)):
+        total = counts.get(name, 0)
+        parts = {fate: counts.get(fate, 0) for fate in fates}
+        if total != sum(parts.values()):
+            listed = " + ".join(f"{count} {fate}" for fate, count in parts.items())
+            broken.append(f"{name}: {total} went in, but {listed} = {sum(parts.values())} came out")
+    return broken
