@@ -1,7 +1,7 @@
 """Learning from a stream: learners, the feedback join, the serial loop, the model store. Pure, but for the store."""
 
 from contbatch.transforms.learning.learner import Arrays, Columns, Learner
-from contbatch.transforms.learning.metrics import auc, log_loss
+from contbatch.transforms.learning.metrics import auc, log_loss, mean_log_loss
 from contbatch.transforms.learning.prequential import PrequentialConfig, PrequentialLoop, Version
 from contbatch.transforms.learning.sparse import SparseLearner
 from contbatch.transforms.learning.store import Manifest, ModelStore, StoreError
@@ -19,4 +19,5 @@ __all__ = [
     "Version",
     "auc",
     "log_loss",
+    "mean_log_loss",
 ]

@@ -17,6 +17,12 @@ def log_loss(score: float, label: float) -> float:
     return -(label * math.log(score) + (1 - label) * math.log1p(-score))
 
 
+def mean_log_loss(scores: ArrayLike, labels: ArrayLike) -> float:
+    """Return the mean of :func:`log_loss` over rows; not a number without rows."""
+    pairs = list(zip(np.asarray(scores, float).tolist(), np.asarray(labels, float).tolist(), strict=True))
+    return math.fsum(log_loss(score, label) for score, label in pairs) / len(pairs) if pairs else math.nan
+
+
 def auc(scores: ArrayLike, labels: ArrayLike) -> float:
     """Return the area under the ROC curve; not a number when only one class is present.
 

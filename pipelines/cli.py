@@ -1,0 +1,107 @@
+"""The ``contbatch`` command. Importing this module imports neither Beam nor numpy: ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+from contbatch.pipelines.errors import JobError, UsageError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns 0, 1 for a job that did not end well, or 2 for one that cannot be done."""
+    parser, ours = _parser()
+    args, flags = parser.parse_known_args(argv)
+    try:
+        if args.command is None:
+            parser.print_help()
+            return 0
+        return _personalize(args, flags, ours)
+    except (UsageError, JobError) as error:
+        print(f"contbatch: {error}", file=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        print("contbatch: stopped", file=sys.stderr)
+        return 130
+
+
+def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
+    """Return the parser and the flags that it knows."""
+    parser = argparse.ArgumentParser(
+        prog="contbatch", description="Continuous batching and online learning on Apache Beam.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"contbatch {metadata.version('contbatch')}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    personalize = commands.add_parser(
+        "personalize",
+        help="predict MovieLens 100k in event time, and learn from it",
+        description="Replays MovieLens 100k in event time: each rating is a request and, later, its feedback "
+        "(liked: 4 or more). Predicts every request in micro-batches, learns the feedback, publishes model versions.",
+        epilog="Beam's own flags are passed on: --runner=PrismRunner, --runner=PortableRunner with --job_endpoint, "
+        "and so on.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = personalize.add_argument
+    add("--out", default="out/personalize", help="folder for predictions, model versions and the summary")
+    add("--data", help="folder of the ml-100k files (default: the installed recbole wheel)")
+    add("--max_size", type=int, default=256, help="most requests in a micro-batch")
+    add("--max_delay", type=float, default=5.0, help="longest wait of a request, in seconds of event time")
+    add("--feedback_delay", type=float, default=5.0, help="seconds of event time from a request to its feedback")
+    add("--ttl", type=float, default=86_400.0, help="seconds that requests and feedback wait for each other")
+    add("--seed", type=int, default=0, help="decides the initial weights")
+    add("--publish_every", type=int, default=10_000, help="examples between published versions")
+    add("--freeze", type=float, default=0.2, help="share of the ratings after which the frozen baseline is taken")
+    add("--spread_ties", action="store_true", help="ratings of one second follow each other by a microsecond")
+    return parser, list(personalize._option_string_actions)
+
+
+def _personalize(args: argparse.Namespace, flags: Sequence[str], ours: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from contbatch.pipelines.monitor import watch
+
+    console = Console(stderr=True)
+    with watch(console) as monitor:
+        # Seconds of imports: under the monitor, so that the screen is not blank.
+        from apache_beam.options.pipeline_options import StandardOptions
+
+        from contbatch.pipelines import movielens
+        from contbatch.pipelines.options import pipeline_options
+        from contbatch.pipelines.personalize import PersonalizeConfig, run
+        from contbatch.pipelines.summary import show, summarise
+        from contbatch.transforms import BatchPolicy
+
+        logging.getLogger().setLevel(logging.WARNING)
+        options = pipeline_options(flags, ours)
+        try:
+            folder = movielens.find_folder(args.data)
+            policy = BatchPolicy(args.max_size, args.max_delay)
+            ratings = movielens.count_ratings(folder)
+            config = PersonalizeConfig(
+                out=args.out.rstrip("/"),
+                data=folder,
+                policy=policy,
+                feedback_delay=args.feedback_delay,
+                ttl=args.ttl,
+                seed=args.seed,
+                publish_every=args.publish_every,
+                freeze_after=round(args.freeze * ratings),
+                spread_ties=args.spread_ties,
+            )
+        except (ValueError, OSError) as error:
+            raise UsageError(str(error)) from error
+        monitor.expect(ratings)
+        seconds = run(config, options)
+        monitor.say("summing up")
+        runner = options.view_as(StandardOptions).runner
+        summary = summarise(config, runner, seconds)
+    show(summary, config.out, Console())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""What a run of the main job came to: computed from the files that it wrote."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import fastavro
+import numpy as np
+from apache_beam.io.filesystems import FileSystems
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from contbatch.pipelines.errors import JobError
+from contbatch.pipelines.personalize import LEARNED, LEDGER, PREDICTIONS, SUMMARY, PersonalizeConfig
+from contbatch.transforms.events import MICROS
+from contbatch.transforms.files import read_bytes, replacing
+from contbatch.transforms.learning import auc, mean_log_loss
+from contbatch.transforms.ledger import FEEDBACK_FATES, REQUEST_FATES, violations
+
+Columns = dict[str, NDArray[Any]]
+
+
+def summarise(config: PersonalizeConfig, runner: str, seconds: float) -> dict[str, Any]:
+    """Compute the summary of a run, check its conservation laws, write it as JSON and return it.
+
+    Raises:
+        JobError: a law is broken, or the files do not hold what the ledger counted.
+    """
+    ledger: Counter[str] = Counter(json.loads(read_bytes(FileSystems.join(config.out, LEDGER))))
+    predictions = _read(FileSystems.join(config.out, PREDICTIONS), _PREDICTION_COLUMNS)
+    learned = _read(FileSystems.join(config.out, LEARNED), _LEARNED_COLUMNS)
+    summary = {
+        **{name: ledger[name] for name in ("requests", *REQUEST_FATES, "feedback", *FEEDBACK_FATES, "versions")},
+        **_batches(predictions),
+        **_scores(learned, config.freeze_after),
+        **_freshness(predictions, learned),
+        "seconds": round(seconds, 1),
+        "runner": runner,
+        "seed": config.seed,
+        "max_size": config.policy.max_size,
+        "max_delay_s": config.policy.max_delay,
+        "feedback_delay_s": config.feedback_delay,
+    }
+    with replacing(FileSystems.join(config.out, SUMMARY)) as file:
+        file.write((json.dumps(summary, indent=2) + "\n").encode())
+    broken = violations(ledger)
+    for name, path, rows in (("predicted", PREDICTIONS, predictions), ("learned", LEARNED, learned)):
+        if ledger[name] != len(rows["time"]):
+            broken.append(f"{path} holds {len(rows['time'])} records, but {ledger[name]} were {name}")
+    if broken:
+        raise JobError(f"conservation is broken: {'; '.join(broken)}")
+    return summary
+
+
+def show(summary: dict[str, Any], out: str, console: Console) -> None:
+    """Print the summary as tables."""
+    events = Table("events", "count", title="Every event accounted for", title_justify="left")
+    events.columns[1].justify = "right"
+    for total, fates in (("requests", REQUEST_FATES), ("feedback", FEEDBACK_FATES)):
+        events.add_row(f"[bold]{total}", f"[bold]{summary[total]:,}")
+        for fate in fates:
+            events.add_row(f"  {fate}", f"{summary[fate]:,}")
+    console.print(events)
+
+    batches = Table("batch size", "batches", "", title=_batch_title(summary), title_justify="left")
+    batches.columns[1].justify = "right"
+    most = max(summary["batch_sizes"].values(), default=1)
+    for size, count in summary["batch_sizes"].items():
+        batches.add_row(size, f"{count:,}", "█" * max(1, round(40 * count / most)))
+    console.print(batches)
+
+    scores = Table("model", "labels", "log loss", "AUC", title="Progressive scores", title_justify="left")
+    for column in scores.columns[1:]:
+        column.justify = "right"
+    for label, prefix in _SCORE_ROWS:
+        count, loss, area = (summary[f"{prefix}{name}"] for name in ("labels", "logloss", "auc"))
+        scores.add_row(label, f"{count:,}", _number(loss, 4), _number(area, 4))
+    console.print(scores)
+
+    console.print(
+        f"Label to first prediction that knows it: p50 {_number(summary['freshness_p50_s'], 1)} s, "
+        f"p99 {_number(summary['freshness_p99_s'], 1)} s of event time (lulls between requests included)\n"
+        f"{summary['versions']} model versions, {summary['seconds']} s on {summary['runner']}; "
+        f"predictions, models and summary.json are in {out}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+_SCORE_ROWS = (
+    ("online, all", ""),
+    ("online, after the freeze", "online_"),
+    ("frozen, after the freeze", "frozen_"),
+)
+
+_PREDICTION_COLUMNS = ("time", "version", "batch_size", "reason")
+_LEARNED_COLUMNS = ("time", "version", "served_by", "label", "score", "baseline")
+
+
+def _read(path: str, names: tuple[str, ...]) -> Columns:
+    """Return columns of an Avro file, a version as its step; empty ones when there is no file."""
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for record in _records(path):
+        for name, column in columns.items():
+            column.append(record[name])
+    for name in ("version", "served_by"):
+        if name in columns:
+            columns[name] = [int(version.split(".")[1]) for version in columns[name]]
+    return {name: np.array(column) for name, column in columns.items()}
+
+
+def _records(path: str) -> Iterator[Any]:
+    if FileSystems.exists(path):
+        with FileSystems.open(path) as file:
+            yield from fastavro.reader(file)
+
+
+def _batches(predictions: Columns) -> dict[str, Any]:
+    """Count batches: each of a batch of n predictions stands for 1/n of it."""
+    sizes, shares = predictions["batch_size"], 1 / np.maximum(predictions["batch_size"], 1)
+    batches = round(float(shares.sum()))
+    edges = [1, 2, 4, 8, 16, 32, 64, 128, 256, 1 << 62]
+    histogram = {}
+    for low, high in zip(edges, edges[1:], strict=False):
+        count = round(float(shares[(sizes >= low) & (sizes < high)].sum()))
+        if count:
+            histogram[f"{low}" if high == low + 1 else f"{low}-{high - 1}" if high < 1 << 62 else f"{low}+"] = count
+    reasons = {str(reason): round(float(shares[predictions["reason"] == reason].sum())) for reason in
+               np.unique(predictions["reason"])}
+    mean = round(len(sizes) / batches, 3) if batches else None
+    return {"batches": batches, "mean_batch": mean, "batch_sizes": histogram, "reasons": reasons}
+
+
+def _scores(learned: Columns, freeze_after: int) -> dict[str, Any]:
+    """Score all labels, and those served after the freeze by the online and by the frozen model."""
+    steps = np.sort(learned["version"])
+    frozen_at = steps[freeze_after - 1] if 0 < freeze_after <= len(steps) else np.inf
+    after = learned["served_by"] >= frozen_at
+    scores: dict[str, Any] = {}
+    for prefix, rows, column in (("", slice(None), "score"), ("online_", after, "score"), ("frozen_", after, "baseline")):
+        labels, given = learned["label"][rows], learned[column][rows]
+        scores[f"{prefix}labels"] = len(labels)
+        scores[f"{prefix}logloss"] = _finite(mean_log_loss(given, labels))
+        scores[f"{prefix}auc"] = _finite(auc(given, labels))
+    return scores
+
+
+def _freshness(predictions: Columns, learned: Columns) -> dict[str, float | None]:
+    """Return percentiles of the event time from a label to the first prediction by weights that know it."""
+    order = np.argsort(predictions["version"], kind="stable")
+    first = np.searchsorted(predictions["version"][order], learned["version"])
+    known = first < len(order)
+    waits = (predictions["time"][order][first[known]] - learned["time"][known]) / MICROS
+    return {
+        f"freshness_p{share}_s": _finite(float(np.percentile(waits, share))) if len(waits) else None
+        for share in (50, 99)
+    }
+
+
+def _finite(value: float) -> float | None:
+    return round(value, 6) if np.isfinite(value) else None
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _batch_title(summary: dict[str, Any]) -> str:
+    reasons = ", ".join(f"{count:,} by {reason}" for reason, count in summary["reasons"].items())
+    return f"{summary['batches']:,} micro-batches, mean size {_number(summary['mean_batch'], 2)}, released {reasons or '-'}"
