@@ -62,25 +62,39 @@ class Report:
         self._rows: list[Row] = []
 
     def at_least(
-        self, measure: str, unit: str, ours: float | None, goal: float, peers: dict[str, float | None] | None = None
+        self,
+        measure: str,
+        unit: str,
+        ours: float | None,
+        goal: float,
+        peers: dict[str, float | None] | None = None,
     ) -> None:
         """Add a figure that should be ``goal`` or more."""
         self._add(measure, unit, ours, f">= {goal:g}", ours is not None and ours >= goal, peers)
 
     def at_most(
-        self, measure: str, unit: str, ours: float | None, goal: float, peers: dict[str, float | None] | None = None
+        self,
+        measure: str,
+        unit: str,
+        ours: float | None,
+        goal: float,
+        peers: dict[str, float | None] | None = None,
     ) -> None:
         """Add a figure that should be ``goal`` or less."""
         self._add(measure, unit, ours, f"<= {goal:g}", ours is not None and ours <= goal, peers)
 
-    def note(
-        self, measure: str, unit: str, ours: float | None, peers: dict[str, float | None] | None = None
-    ) -> None:
+    def note(self, measure: str, unit: str, ours: float | None, peers: dict[str, float | None] | None = None) -> None:
         """Add a figure without a goal."""
         self._add(measure, unit, ours, "", True, peers)
 
     def _add(
-        self, measure: str, unit: str, ours: float | None, goal: str, met: bool, peers: dict[str, float | None] | None
+        self,
+        measure: str,
+        unit: str,
+        ours: float | None,
+        goal: str,
+        met: bool,
+        peers: dict[str, float | None] | None,
     ) -> None:
         peers = dict(peers or {})
         self._rows.append(Row(measure, unit, ours, peers, goal, met and None not in peers.values()))

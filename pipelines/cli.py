@@ -7,15 +7,16 @@ import logging
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from typing import NoReturn
 
 from contbatch.pipelines.errors import JobError, UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns 0, 1 for a job that did not end well, or 2 for one that cannot be done."""
-    parser, ours = _parser()
-    args, flags = parser.parse_known_args(argv)
     try:
+        parser, ours = _parser()
+        args, flags = parser.parse_known_args(argv)
         if args.command is None:
             parser.print_help()
             return 0
@@ -28,10 +29,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong, in one line, where argparse would print its usage."""
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     """Return the parser and the flags that it knows."""
-    parser = argparse.ArgumentParser(
-        prog="contbatch", description="Continuous batching and online learning on Apache Beam.", allow_abbrev=False
+    parser = _Parser(
+        prog="contbatch",
+        description="Continuous batching and online learning on Apache Beam.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"contbatch {metadata.version('contbatch')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
@@ -39,10 +53,9 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         "personalize",
         help="predict MovieLens 100k in event time, and learn from it",
         description="Replays MovieLens 100k in event time: each rating is a request and, later, its feedback "
-        "(liked: 4 or more). Predicts every request in micro-batches, learns the feedback, publishes model versions.",
-        epilog="Beam's own flags are passed on: --runner=PrismRunner, --runner=PortableRunner with --job_endpoint, "
-        "and so on.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "(liked: 4 or more). Predicts every request in micro-batches, learns the feedback, publishes versions.",
+        epilog="Beam's own flags are passed on: --runner=PrismRunner; --runner=PortableRunner --job_endpoint=...",
+        formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
     add = personalize.add_argument
@@ -62,10 +75,9 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
 def _personalize(args: argparse.Namespace, flags: Sequence[str], ours: Sequence[str]) -> int:
     from rich.console import Console
 
-    from contbatch.pipelines.monitor import watch
+    from contbatch.pipelines.monitor import Monitor
 
-    console = Console(stderr=True)
-    with watch(console) as monitor:
+    with Monitor(Console(stderr=True)) as monitor:
         # Seconds of imports: under the monitor, so that the screen is not blank.
         from apache_beam.options.pipeline_options import StandardOptions
 
@@ -76,15 +88,15 @@ def _personalize(args: argparse.Namespace, flags: Sequence[str], ours: Sequence[
         from contbatch.transforms import BatchPolicy
 
         logging.getLogger().setLevel(logging.WARNING)
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # its tracebacks: ours go to a file
         options = pipeline_options(flags, ours)
         try:
             folder = movielens.find_folder(args.data)
-            policy = BatchPolicy(args.max_size, args.max_delay)
             ratings = movielens.count_ratings(folder)
             config = PersonalizeConfig(
-                out=args.out.rstrip("/"),
+                out=args.out.rstrip("/") or "/",
                 data=folder,
-                policy=policy,
+                policy=BatchPolicy(max_size=args.max_size, max_delay=args.max_delay),
                 feedback_delay=args.feedback_delay,
                 ttl=args.ttl,
                 seed=args.seed,
@@ -92,13 +104,12 @@ def _personalize(args: argparse.Namespace, flags: Sequence[str], ours: Sequence[
                 freeze_after=round(args.freeze * ratings),
                 spread_ties=args.spread_ties,
             )
-        except (ValueError, OSError) as error:
+        except (ValueError, OverflowError, OSError) as error:
             raise UsageError(str(error)) from error
-        monitor.expect(ratings)
+        monitor.say("predicting and learning", ratings)
         seconds = run(config, options)
         monitor.say("summing up")
-        runner = options.view_as(StandardOptions).runner
-        summary = summarise(config, runner, seconds)
+        summary = summarise(config, options.view_as(StandardOptions).runner, seconds)
     show(summary, config.out, Console())
     return 0
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -14,7 +13,7 @@ _LINE_EVERY = 5.0
 
 
 class Monitor:
-    """What the job is doing; told by the job's caller, shown by a thread.
+    """Shows, from a thread of its own, what the caller says it is doing.
 
     Requests are counted where the workers are threads of this process (DirectRunner, Prism); where they are not,
     the time that has passed is all there is to see.
@@ -23,26 +22,26 @@ class Monitor:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._stop = threading.Event()
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-        )
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        self._bar = Progress(*columns, console=console, transient=True)
         self._task = self._bar.add_task("starting", total=None)
-        self._total: int | None = None
+        self._doing = "starting"
+        self._total = 0
         self._thread = threading.Thread(target=self._show, daemon=True)
 
-    def say(self, what: str) -> None:
-        """Name what is being done."""
-        self._bar.update(self._task, description=what)
+    def __enter__(self) -> Monitor:
+        self._thread.start()
+        return self
 
-    def expect(self, total: int) -> None:
-        """Start to count answered requests, out of a total."""
-        self._total = total
-        self._bar.update(self._task, description="reading", total=total)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def say(self, what: str, total: int = 0) -> None:
+        """Name what is being done and, where requests are answered meanwhile, how many there are."""
+        self._doing, self._total = what, total
 
     def _show(self) -> None:
         if self._console.is_terminal:
@@ -50,35 +49,20 @@ class Monitor:
                 while not self._stop.wait(0.2):
                     self._update()
             return
-        last = time.monotonic()
+        next_line = time.monotonic() + _LINE_EVERY
         while not self._stop.wait(0.2):
-            self._update()
-            if time.monotonic() - last >= _LINE_EVERY:
-                last = time.monotonic()
-                (task,) = self._bar.tasks
-                of = f", {int(task.completed):,} of {self._total:,} requests" if self._total else ""
-                self._console.print(f"{task.description}{of}", highlight=False)
+            if time.monotonic() >= next_line:
+                next_line += _LINE_EVERY
+                counted = f": {self._done():,} of {self._total:,} requests" if self._total else ""
+                self._console.print(f"{self._doing}{counted}", highlight=False)
 
     def _update(self) -> None:
-        if self._total is None:
-            return
+        total = self._total or None
+        self._bar.update(self._task, description=self._doing, total=total, completed=self._done())
+
+    def _done(self) -> int:
+        if not self._total:
+            return 0
         from contbatch.transforms import progress
 
-        done = progress.done()
-        if done and self._bar.tasks[0].description == "reading":
-            self.say("predicting and learning")
-        if done >= self._total and self._bar.tasks[0].description == "predicting and learning":
-            self.say("writing")
-        self._bar.update(self._task, completed=min(done, self._total))
-
-
-@contextmanager
-def watch(console: Console) -> Iterator[Monitor]:
-    """Show a monitor while the block runs."""
-    monitor = Monitor(console)
-    monitor._thread.start()
-    try:
-        yield monitor
-    finally:
-        monitor._stop.set()
-        monitor._thread.join()
+        return min(progress.done(), self._total)

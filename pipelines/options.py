@@ -8,7 +8,12 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 
-from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions, PortableOptions, StandardOptions
+from apache_beam.options.pipeline_options import (
+    DebugOptions,
+    PipelineOptions,
+    PortableOptions,
+    StandardOptions,
+)
 
 from contbatch.pipelines.errors import UsageError
 
@@ -44,15 +49,17 @@ def _refuse_unknown(flags: Sequence[str], ours: Iterable[str], runner: str) -> N
     for options in PipelineOptions.__subclasses__():
         options._add_argparse_args(parser)
     known = {*ours, *parser._option_string_actions}
-    for flag in flags:
-        name = flag.split("=")[0]
-        if not name.startswith("--") or name in known:
-            continue
+    _, unknown = parser.parse_known_args([*flags])
+    local = runner.rsplit(".", 1)[-1] in LOCAL_RUNNERS
+    for argument in unknown:
+        name = argument.split("=")[0]
         close = difflib.get_close_matches(name.replace("-", "_").replace("__", "--", 1), sorted(known), 1, 0.8)
-        if close:
+        if close and name.startswith("--"):
             raise UsageError(f"unknown flag {name}; did you mean {close[0]}?")
-        if runner.rsplit(".", 1)[-1] in LOCAL_RUNNERS:
-            raise UsageError(f"unknown flag {name}; `contbatch personalize --help` lists ours, Beam's are passed on")
+        if local:
+            raise UsageError(
+                f"unknown argument {name}; `contbatch personalize --help` lists ours, Beam's are passed on"
+            )
 
 
 def _bypass_proxy_for_localhost() -> None:

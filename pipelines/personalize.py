@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 import traceback
@@ -18,8 +19,18 @@ from apache_beam.runners.runner import PipelineState
 from contbatch.pipelines import movielens
 from contbatch.pipelines.errors import JobError, UsageError
 from contbatch.pipelines.files import WriteJson, WriteRecords, write_text
-from contbatch.transforms import BatchPolicy, Event, Failed, Kind, Learned, Prediction, PredictThenLearn, SparseLearner
+from contbatch.transforms import (
+    BatchPolicy,
+    Event,
+    Failed,
+    Kind,
+    Learned,
+    Prediction,
+    PredictThenLearn,
+    SparseLearner,
+)
 from contbatch.transforms.learning.join import Refusal
+from contbatch.transforms.ledger import name_in, name_out
 
 PREDICTIONS = "predictions.avro"
 LEARNED = "learned.avro"
@@ -56,6 +67,12 @@ class PersonalizeConfig:
     freeze_after: int
     spread_ties: bool
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.feedback_delay) and self.feedback_delay >= 0):
+            raise ValueError(f"feedback_delay is {self.feedback_delay}; give a finite number of seconds, 0 or more")
+        if self.freeze_after < 0:
+            raise ValueError(f"freeze_after is {self.freeze_after} examples; give 0 or more")
+
 
 def build(pipeline: beam.Pipeline, config: PersonalizeConfig) -> None:
     """Add the job's steps to a pipeline."""
@@ -86,12 +103,12 @@ def build(pipeline: beam.Pipeline, config: PersonalizeConfig) -> None:
     for name, records, record, order in outputs:
         records | f"Write {name}" >> WriteRecords(FileSystems.join(config.out, name), record, order)
     fates = (
-        ("Requests and feedback", source.events, _kind),
-        ("Bad lines", source.failed, _kind),
-        ("Predicted", done.predictions, _fate),
-        ("Learned", done.learned, _fate),
-        ("Failed", failed, _fate),
-        ("Versions", done.published, _fate),
+        ("Requests and feedback", source.events, name_in),
+        ("Bad lines", source.failed, name_in),
+        ("Predicted", done.predictions, name_out),
+        ("Learned", done.learned, name_out),
+        ("Failed", failed, name_out),
+        ("Versions", done.published, name_out),
     )
     counts = [
         records | f"{label}: name" >> beam.Map(name).with_output_types(str) | f"{label}: count" >> _count()
@@ -115,9 +132,12 @@ def run(config: PersonalizeConfig, options: PipelineOptions) -> float:
     """
     _clear(config.out)
     started = time.monotonic()
+    pipeline = beam.Pipeline(options=options)
     try:
-        pipeline = beam.Pipeline(options=options)
         build(pipeline, config)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    try:
         state = pipeline.run().wait_until_finish()
     except Exception as error:
         log = FileSystems.join(config.out, ERRORS)
@@ -148,17 +168,6 @@ class _ReadFn(beam.DoFn):
 
 def _count() -> beam.PTransform:
     return beam.combiners.Count.PerElement()
-
-
-def _kind(record: Event | Failed) -> str:
-    kind = record.kind.name.lower() if isinstance(record, Event) else record.kind
-    return {"request": "requests", "feedback": "feedback"}[kind]
-
-
-def _fate(record: Any) -> str:
-    if isinstance(record, Failed):
-        return record.status
-    return {"Prediction": "predicted", "Learned": "learned", "Published": "versions"}[type(record).__name__]
 
 
 def _clear(out: str) -> None:

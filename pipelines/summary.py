@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
-import fastavro
 import numpy as np
 from apache_beam.io.filesystems import FileSystems
 from numpy.typing import NDArray
@@ -15,9 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from contbatch.pipelines.errors import JobError
+from contbatch.pipelines.files import read_records, write_text
 from contbatch.pipelines.personalize import LEARNED, LEDGER, PREDICTIONS, SUMMARY, PersonalizeConfig
 from contbatch.transforms.events import MICROS
-from contbatch.transforms.files import read_bytes, replacing
+from contbatch.transforms.files import read_bytes
 from contbatch.transforms.learning import auc, mean_log_loss
 from contbatch.transforms.ledger import FEEDBACK_FATES, REQUEST_FATES, violations
 
@@ -45,8 +45,7 @@ def summarise(config: PersonalizeConfig, runner: str, seconds: float) -> dict[st
         "max_delay_s": config.policy.max_delay,
         "feedback_delay_s": config.feedback_delay,
     }
-    with replacing(FileSystems.join(config.out, SUMMARY)) as file:
-        file.write((json.dumps(summary, indent=2) + "\n").encode())
+    write_text(FileSystems.join(config.out, SUMMARY), json.dumps(summary, indent=2) + "\n")
     broken = violations(ledger)
     for name, path, rows in (("predicted", PREDICTIONS, predictions), ("learned", LEARNED, learned)):
         if ledger[name] != len(rows["time"]):
@@ -104,7 +103,7 @@ _LEARNED_COLUMNS = ("time", "version", "served_by", "label", "score", "baseline"
 def _read(path: str, names: tuple[str, ...]) -> Columns:
     """Return columns of an Avro file, a version as its step; empty ones when there is no file."""
     columns: dict[str, list[Any]] = {name: [] for name in names}
-    for record in _records(path):
+    for record in read_records(path):
         for name, column in columns.items():
             column.append(record[name])
     for name in ("version", "served_by"):
@@ -113,24 +112,20 @@ def _read(path: str, names: tuple[str, ...]) -> Columns:
     return {name: np.array(column) for name, column in columns.items()}
 
 
-def _records(path: str) -> Iterator[Any]:
-    if FileSystems.exists(path):
-        with FileSystems.open(path) as file:
-            yield from fastavro.reader(file)
-
-
 def _batches(predictions: Columns) -> dict[str, Any]:
     """Count batches: each of a batch of n predictions stands for 1/n of it."""
     sizes, shares = predictions["batch_size"], 1 / np.maximum(predictions["batch_size"], 1)
     batches = round(float(shares.sum()))
     edges = [1, 2, 4, 8, 16, 32, 64, 128, 256, 1 << 62]
     histogram = {}
-    for low, high in zip(edges, edges[1:], strict=False):
+    for low, high in pairwise(edges):
         count = round(float(shares[(sizes >= low) & (sizes < high)].sum()))
         if count:
             histogram[f"{low}" if high == low + 1 else f"{low}-{high - 1}" if high < 1 << 62 else f"{low}+"] = count
-    reasons = {str(reason): round(float(shares[predictions["reason"] == reason].sum())) for reason in
-               np.unique(predictions["reason"])}
+    reasons = {
+        str(reason): round(float(shares[predictions["reason"] == reason].sum()))
+        for reason in np.unique(predictions["reason"])
+    }
     mean = round(len(sizes) / batches, 3) if batches else None
     return {"batches": batches, "mean_batch": mean, "batch_sizes": histogram, "reasons": reasons}
 
@@ -141,7 +136,11 @@ def _scores(learned: Columns, freeze_after: int) -> dict[str, Any]:
     frozen_at = steps[freeze_after - 1] if 0 < freeze_after <= len(steps) else np.inf
     after = learned["served_by"] >= frozen_at
     scores: dict[str, Any] = {}
-    for prefix, rows, column in (("", slice(None), "score"), ("online_", after, "score"), ("frozen_", after, "baseline")):
+    for prefix, rows, column in (
+        ("", slice(None), "score"),
+        ("online_", after, "score"),
+        ("frozen_", after, "baseline"),
+    ):
         labels, given = learned["label"][rows], learned[column][rows]
         scores[f"{prefix}labels"] = len(labels)
         scores[f"{prefix}logloss"] = _finite(mean_log_loss(given, labels))

@@ -62,6 +62,16 @@ def pack(events: Sequence[Event]) -> bytes:
     return b"".join(parts)
 
 
+def extent(chunk: bytes) -> tuple[int, int]:
+    """Return how many events a chunk holds and the earliest time among them, without decoding it.
+
+    Raises:
+        ValueError: the chunk is empty or cut short.
+    """
+    count = int.from_bytes(chunk[:4], "little")
+    return count, int(np.frombuffer(chunk, "<i8", count, 4).min())
+
+
 def unpack(chunk: bytes) -> list[Event]:
     """Decode what :func:`pack` encoded.
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from contbatch.transforms.events import Event, Kind
+from contbatch.transforms.records import Failed, Learned, Prediction, Published
+
 REQUEST_FATES = ("predicted", "shed", "failed")
 FEEDBACK_FATES = ("learned", "duplicate", "late", "unmatched", "refused")
 
@@ -21,3 +24,17 @@ def violations(counts: Mapping[str, int]) -> list[str]:
             listed = " + ".join(f"{count} {fate}" for fate, count in parts.items())
             broken.append(f"{name}: {total} went in, but {listed} = {sum(parts.values())} came out")
     return broken
+
+
+def name_in(record: Event | Failed) -> str:
+    """Return the name under which an event is counted as it goes in; a failed one is what it was meant to be."""
+    kind = Kind[record.kind.upper()] if isinstance(record, Failed) else record.kind
+    return "requests" if kind is Kind.REQUEST else "feedback"
+
+
+def name_out(record: Prediction | Learned | Failed | Published) -> str:
+    """Return the name under which a record is counted as it comes out."""
+    return record.status if isinstance(record, Failed) else _NAMES[type(record)]
+
+
+_NAMES: dict[type, str] = {Prediction: "predicted", Learned: "learned", Published: "versions"}

@@ -3,11 +3,8 @@
 The DoFn only translates. It buffers chunks of events in state, and when the watermark says that a stretch of
 event time is complete, hands that stretch, sorted, to the loop of its model.
 
-State per model: ``buffer`` holds chunks not yet processed; the loop itself is ``(snapshot, log)``: the digest of a
-snapshot in the model store and the stretches processed since. The loop object in the DoFn is a cache tagged with
-the hash chain of that pair, so any instance may serve any bundle (Prism gives one key to several), and one that a
-failed bundle advanced is noticed and rebuilt. Rejected: the weights in a state cell, which would be written whole
-at each firing.
+State per model: ``buffer`` holds chunks not yet processed, ``log`` belongs to the loop's journal, ``head`` says
+what the two mean; all are read once per bundle or firing.
 
 Timers: only WATERMARK ones (a REAL_TIME timer in the class would force DirectRunner onto its slowest runner). On
 bounded input one stands at the oldest buffered event, so that nothing leaves before its hold, and its firing
@@ -17,13 +14,13 @@ what happens at a firing leaves with the firing's timestamp and carries its even
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import apache_beam as beam
@@ -40,8 +37,9 @@ import contbatch.transforms.coders  # noqa: F401  registers the coders
 from contbatch.transforms import progress
 from contbatch.transforms.batching import BatchPolicy
 from contbatch.transforms.codecs import Codec
-from contbatch.transforms.events import END_OF_TIME, MICROS, Event, pack, unpack
-from contbatch.transforms.learning import Learner, ModelStore, PrequentialConfig, PrequentialLoop, Version
+from contbatch.transforms.events import END_OF_TIME, MICROS, Event, extent, pack, unpack
+from contbatch.transforms.learning import Learner, ModelStore, PrequentialConfig, Version
+from contbatch.transforms.learning.journal import Journal, Position
 from contbatch.transforms.records import Failed, Learned, Prediction, Published
 
 _LOG = logging.getLogger(__name__)
@@ -97,7 +95,11 @@ class PredictThenLearn(beam.PTransform):
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
-        for name, value in (("stride", stride), ("max_buffer", max_buffer), ("snapshot_every", snapshot_every)):
+        for name, value in (
+            ("stride", stride),
+            ("max_buffer", max_buffer),
+            ("snapshot_every", snapshot_every),
+        ):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} is {value!r}; give a finite number above 0")
         config = PrequentialConfig(learner, policy, requests, feedback, ttl, publish_every, freeze_after)
@@ -155,22 +157,28 @@ class _Head:
     """The state cell that says what the other state means.
 
     Attributes:
-        snapshot: digest of the loop's snapshot, or "" for a new loop.
-        chain: hash over the snapshot and the log since; what a cached loop must have seen.
-        stretches: stretches in the log.
-        logged: events in the log.
+        position: where the model's loop stands in its journal.
+        next_time: event time after which the loop has something to do even if no event comes.
         buffered: events in the buffer.
         oldest: event time of the oldest of them.
         since: when (real time) the buffer last became non-empty.
     """
 
-    snapshot: str = ""
-    chain: str = ""
-    stretches: int = 0
-    logged: int = 0
+    position: Position = field(default_factory=Position)
+    next_time: int | None = None
     buffered: int = 0
     oldest: int = END_OF_TIME
     since: float = 0.0
+
+    @classmethod
+    def load(cls, content: bytes | None) -> _Head:
+        if not content:
+            return cls()
+        values = json.loads(content)
+        return cls(Position(**values.pop("position")), **values)
+
+    def dump(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
 
 
 class _PredictThenLearnFn(beam.DoFn):
@@ -187,8 +195,9 @@ class _PredictThenLearnFn(beam.DoFn):
         self._rebuilt = Metrics.counter("contbatch", "rebuilt")
 
     def setup(self) -> None:
-        self._store = ModelStore(self._settings.store)
-        self._loops: dict[str, tuple[str, PrequentialLoop[Any]]] = {}
+        settings = self._settings
+        self._store = ModelStore(settings.store)
+        self._journal = Journal(settings.config, self._store, settings.snapshot_every)
 
     def start_bundle(self) -> None:
         self._heads: dict[str, _Head] = {}
@@ -209,28 +218,19 @@ class _PredictThenLearnFn(beam.DoFn):
         now = settings.clock()
         if head.buffered == 0:
             head.since = now
-        times = [event.time for event in unpack(chunk)]
+        count, oldest = extent(chunk)
         buffer.add(chunk)
-        head.buffered += len(times)
-        head.oldest = min(head.oldest, *times)
+        head.buffered += count
+        head.oldest = min(head.oldest, oldest)
         stuck = not self._bounded and settings.max_wait is not None and now - head.since > settings.max_wait
         if head.buffered > settings.max_buffer or stuck:
-            ordered = sorted(event.time for event in _events(buffer))
-            upto = max(ordered[len(ordered) // 2], ordered[0] + 1)
-            self._forced.inc(sum(time < upto for time in ordered))
-            _LOG.warning(
-                "model %r: %d events processed before the watermark reached them (%s); what is older and still to "
-                "come will be late, so the outputs now depend on the order of arrival",
-                model,
-                sum(time < upto for time in ordered),
-                "max_wait" if stuck else "max_buffer",
-            )
+            upto = self._force(model, buffer, "max_wait" if stuck else "max_buffer")
             yield from self._run(model, head, upto, timestamp, buffer, log, due)
             head.since = now
         else:
-            self._arm(head, None, due)
+            self._arm(head, due)
         last.set(_END)
-        head_cell.write(json.dumps(asdict(head)).encode())
+        head_cell.write(head.dump())
 
     @on_timer(DUE)
     def on_due(
@@ -245,7 +245,7 @@ class _PredictThenLearnFn(beam.DoFn):
         head = self._head(model, head_cell)
         upto = END_OF_TIME if self._bounded else timestamp.micros
         yield from self._run(model, head, upto, timestamp, buffer, log, due)
-        head_cell.write(json.dumps(asdict(head)).encode())
+        head_cell.write(head.dump())
 
     @on_timer(LAST)
     def on_last(
@@ -260,7 +260,7 @@ class _PredictThenLearnFn(beam.DoFn):
         """End of input: whatever is left has its turn, and the last weights are published."""
         head = self._head(model, head_cell)
         yield from self._run(model, head, END_OF_TIME, timestamp, buffer, log, due)
-        head_cell.write(json.dumps(asdict(head)).encode())
+        head_cell.write(head.dump())
 
     def _run(
         self, model: str, head: _Head, upto: int, timestamp: Timestamp, buffer: Any, log: Any, due: Any
@@ -269,60 +269,48 @@ class _PredictThenLearnFn(beam.DoFn):
         events = sorted(_events(buffer))
         stretch = [event for event in events if event.time < upto]
         rest = events[len(stretch) :]
-        loop = self._loop(model, head, log)
+        rebuilt = self._journal.rebuilt
+        loop = self._journal.open(model, head.position, log.read())
+        self._rebuilt.inc(self._journal.rebuilt - rebuilt)
         for output in loop.advance(stretch, upto):
             yield from self._emit(model, output, timestamp.micros)
         buffer.clear()
         if rest:
             buffer.add(pack(rest))
         head.buffered, head.oldest = len(rest), min((event.time for event in rest), default=END_OF_TIME)
-        self._record(loop, head, stretch, upto, log)
-        self._loops[model] = head.chain, loop
-        self._arm(head, loop.next_time, due)
-
-    def _loop(self, model: str, head: _Head, log: Any) -> PrequentialLoop[Any]:
-        """Return the loop as of ``head``: the cached one, brought up to date if need be, or a rebuilt one."""
-        tag, cached = self._loops.pop(model, ("", None))
-        if cached is not None and tag == head.chain:
-            return cached
-        loop = PrequentialLoop(self._settings.config, model)
-        if head.snapshot:
-            loop.restore(self._store.read_snapshot(head.snapshot))
-        if head.chain:
-            self._rebuilt.inc()
-        chain = head.snapshot
-        for stretch in sorted(log.read()):
-            if cached is not None and tag == chain:
-                loop = cached
-            upto, events = _unpack_stretch(stretch)
-            for _ in loop.advance(events, upto):
-                pass  # it was put out when the stretch was first processed
-            chain = _extend(chain, stretch)
-        if chain != head.chain:
-            raise RuntimeError(f"model {model!r}: the log in state does not lead to the state's own chain {head.chain}")
-        return loop
-
-    def _record(self, loop: PrequentialLoop[Any], head: _Head, events: list[Event], upto: int, log: Any) -> None:
-        """Write down that the stretch is done: in the log, or by a snapshot that replaces it."""
-        head.logged += len(events)
-        if head.logged >= self._settings.snapshot_every or upto == END_OF_TIME:
+        head.next_time = loop.next_time
+        head.position, entry = self._journal.record(model, head.position, loop, stretch, upto)
+        if entry is None:
             log.clear()
-            head.snapshot = head.chain = self._store.write_snapshot(loop.snapshot())
-            head.stretches = head.logged = 0
         else:
-            stretch = head.stretches.to_bytes(8, "big") + upto.to_bytes(8, "big", signed=True) + pack(events)
-            log.add(stretch)
-            head.chain = _extend(head.chain, stretch)
-            head.stretches += 1
+            log.add(entry)
+        self._arm(head, due)
 
-    def _arm(self, head: _Head, loop_time: int | None, due: Any) -> None:
+    def _force(self, model: str, buffer: Any, why: str) -> int:
+        """Return the event time up to which the older half of the buffer lies, and say what forcing it means."""
+        times = sorted(event.time for event in _events(buffer))
+        upto = max(times[len(times) // 2], times[0] + 1)
+        forced = bisect_left(times, upto)
+        self._forced.inc(forced)
+        _LOG.warning(
+            "model %r: %d events processed before the watermark reached them (%s); what is older and still to come "
+            "will be late, so the outputs now depend on the order of arrival",
+            model,
+            forced,
+            why,
+        )
+        return upto
+
+    def _arm(self, head: _Head, due: Any) -> None:
         """Set the timer for the buffer and, live, for what the loop itself waits for."""
         if self._bounded:
             if head.buffered:
                 due.set(_timestamp(head.oldest))
             return
         delay = round(self._settings.config.policy.max_delay * MICROS)
-        times = [head.oldest + delay] * bool(head.buffered) + [loop_time] * (loop_time is not None)
+        times = [head.oldest + delay] if head.buffered else []
+        if head.next_time is not None:
+            times.append(head.next_time)
         if times:
             # One microsecond past: a watermark of T promises that nothing before T is missing.
             stride = self._settings.stride
@@ -357,21 +345,12 @@ class _PredictThenLearnFn(beam.DoFn):
     def _head(self, model: str, cell: Any) -> _Head:
         """Return the state cell's content, read once per bundle."""
         if model not in self._heads:
-            content = cell.read()
-            self._heads[model] = _Head(**json.loads(content)) if content else _Head()
+            self._heads[model] = _Head.load(cell.read())
         return self._heads[model]
 
 
 def _events(buffer: Any) -> Iterable[Event]:
     return (event for chunk in buffer.read() for event in unpack(chunk))
-
-
-def _unpack_stretch(stretch: bytes) -> tuple[int, list[Event]]:
-    return int.from_bytes(stretch[8:16], "big", signed=True), unpack(stretch[16:])
-
-
-def _extend(chain: str, stretch: bytes) -> str:
-    return hashlib.sha256(chain.encode() + stretch).hexdigest()
 
 
 def _at(value: Any, micros: int) -> WindowedValue:

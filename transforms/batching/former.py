@@ -7,7 +7,6 @@ from typing import Generic, TypeVar
 from contbatch.transforms.batching.policy import BatchPolicy
 from contbatch.transforms.events import MICROS
 
-
 T = TypeVar("T")
 
 

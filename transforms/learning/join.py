@@ -103,7 +103,12 @@ class Join:
         """Return the content as JSON values (bytes as Latin-1 text)."""
         return {
             "served": [
-                [request_id, time, self._served[request_id].payload.decode("latin-1"), *self._served[request_id][2:]]
+                [
+                    request_id,
+                    time,
+                    self._served[request_id].payload.decode("latin-1"),
+                    *self._served[request_id][2:],
+                ]
                 for time, request_id in self._served_order
             ],
             "learned": sorted(self._learned),

@@ -187,9 +187,7 @@ class PrequentialLoop(Generic[State]):
                 event = events[position]
                 served = Served(event.time, event.payload, score, baseline, version)
                 matched += self._join.serve(request_id, served)
-                yield Prediction(
-                    request_id, score, baseline, version, len(kept), reason, event.time, time, self._model
-                )
+                yield Prediction(request_id, score, baseline, version, len(kept), reason, event.time, time, self._model)
         yield from self._learn(time, matched)
 
     def _learn(self, time: int, labels: list[Label]) -> Iterator[Output]:

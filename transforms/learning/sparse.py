@@ -50,7 +50,7 @@ class _Slots(NamedTuple):
 class _Encoded(NamedTuple):
     """Encoded rows: how many, their slots in the linear table, and the two sides of each interaction."""
 
-    count: int
+    rows: int
     linear: _Slots
     sides: list[tuple[_Slots, _Slots]]
 
@@ -113,7 +113,7 @@ class SparseLearner:
         for name in ("rate", "factor_rate", "accumulator"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
-        for name in ("l2", "init_scale"):
+        for name in ("l2", "init_scale", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more")
 
@@ -216,7 +216,7 @@ def _pack(parts: Sequence[_Part]) -> _Slots:
 
 def _vectors(state: SparseState, encoded: _Encoded) -> list[tuple[Floats, Floats]]:
     return [
-        (_sum(state.factor, left, encoded.count), _sum(state.factor, right, encoded.count))
+        (_sum(state.factor, left, encoded.rows), _sum(state.factor, right, encoded.rows))
         for left, right in encoded.sides
     ]
 
@@ -230,7 +230,7 @@ def _sum(table: Table, side: _Slots, count: int) -> Floats:
 
 def _probability(state: SparseState, encoded: _Encoded, vectors: Sequence[tuple[Floats, Floats]]) -> Floats:
     slots, rows, _ = encoded.linear
-    logits = np.bincount(rows, state.linear.weights[slots], encoded.count)
+    logits = np.bincount(rows, state.linear.weights[slots], encoded.rows)
     for left, right in vectors:
         logits += np.einsum("ij,ij->i", left, right)
     return 0.5 + 0.5 * np.tanh(0.5 * logits)
@@ -239,9 +239,11 @@ def _probability(state: SparseState, encoded: _Encoded, vectors: Sequence[tuple[
 def _adagrad(table: Table, slots: Ids, gradients: Floats, rate: float) -> None:
     """Update each slot once, by the sum of its gradients."""
     weights, squares = table
-    unique, inverse = np.unique(slots, return_inverse=True)
-    gradient = np.zeros((len(unique), *gradients.shape[1:]))
-    np.add.at(gradient, inverse, gradients)
+    order = slots.argsort(kind="stable")
+    ordered = slots[order]
+    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+    unique = ordered[starts]
+    gradient = np.add.reduceat(gradients[order], starts)
     total = squares[unique] + gradient * gradient
     squares[unique] = total
     weights[unique] -= rate * gradient / np.sqrt(total)
