@@ -67,7 +67,12 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     add("--ttl", type=float, default=86_400.0, help="seconds that requests and feedback wait for each other")
     add("--seed", type=int, default=0, help="decides the initial weights")
     add("--publish_every", type=int, default=10_000, help="examples between published versions")
-    add("--freeze", type=float, default=0.2, help="share of the ratings after which the frozen baseline is taken")
+    add(
+        "--freeze",
+        type=float,
+        default=0.2,
+        help="share of the ratings after which the first version is kept as the frozen model",
+    )
     add("--spread_ties", action="store_true", help="ratings of one second follow each other by a microsecond")
     return parser, list(personalize._option_string_actions)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from contbatch.transforms.codecs import AvroCodec
 from contbatch.transforms.events import MICROS, Event, Kind
+from contbatch.transforms.learning import SparseLearner
 
 RATINGS = "ml-100k.inter"
 USERS = "ml-100k.user"
@@ -40,6 +41,16 @@ FEEDBACK = AvroCodec(
         "fields": [{"name": "request_id", "type": "string"}, {"name": "label", "type": "float"}],
     }
 )
+
+
+class Rating(NamedTuple):
+    """A line of the ratings file: its request, the rating as written, and the whole line."""
+
+    row: int
+    time: int
+    request: dict[str, Any]
+    rating: str
+    line: str
 
 
 class BadLine(NamedTuple):
@@ -80,17 +91,15 @@ def count_ratings(folder: Path) -> int:
         return max(sum(1 for _ in lines) - 1, 0)
 
 
-def read_events(folder: Path, feedback_delay: float, spread_ties: bool = False) -> Iterator[Event | BadLine]:
-    """Yield each rating's request and, ``feedback_delay`` seconds of event time later, its feedback.
+def learner(seed: int = 0) -> SparseLearner:
+    """Return the main job's model."""
+    return SparseLearner(FIELDS, INTERACTIONS, seed=seed)
 
-    Liked means a rating of 4 or more. Age is the decade. A line that cannot be read is a :class:`BadLine`: of the
-    request where user, item or time is unreadable, of the feedback alone where only the rating is. The data's
-    times are whole seconds; with ``spread_ties`` the ratings of one second follow each other by a microsecond.
-    """
-    taken: Counter[int] = Counter()
+
+def read_ratings(folder: Path) -> Iterator[Rating | BadLine]:
+    """Yield the ratings in the order of the file, as requests. Age is the decade."""
     users = {row[0]: row for row in _rows(folder / USERS)}
     items = {row[0]: row for row in _rows(folder / ITEMS)}
-    delay = round(feedback_delay * MICROS)
     with (folder / RATINGS).open(encoding="utf-8", errors="surrogateescape") as lines:
         next(lines, None)  # the header
         for row, raw in enumerate(lines):
@@ -103,17 +112,34 @@ def read_events(folder: Path, feedback_delay: float, spread_ties: bool = False) 
                     raise ValueError(f"time {seconds} is out of range")
             except (ValueError, KeyError, OverflowError) as error:
                 yield BadLine(Kind.REQUEST, row, line, f"not user, item, rating, time: {error!r}")
-                continue
-            if spread_ties:
-                taken[time] += 1
-                time += taken[time] - 1
-            yield Event(time, Kind.REQUEST, row, REQUESTS.encode(request))
-            try:
-                liked = float(float(rating) >= 4)
-            except ValueError:
-                yield BadLine(Kind.FEEDBACK, row, line, f"rating {rating!r} is not a number")
-                continue
-            yield Event(time + delay, Kind.FEEDBACK, row, FEEDBACK.encode({"request_id": str(row), "label": liked}))
+            else:
+                yield Rating(row, time, request, rating, line)
+
+
+def read_events(folder: Path, feedback_delay: float, spread_ties: bool = False) -> Iterator[Event | BadLine]:
+    """Yield each rating's request and, ``feedback_delay`` seconds of event time later, its feedback.
+
+    Liked means a rating of 4 or more. A line that cannot be read is a :class:`BadLine`: of the request where user,
+    item or time is unreadable, of the feedback alone where only the rating is. The data's times are whole seconds;
+    with ``spread_ties`` the ratings of one second follow each other by a microsecond.
+    """
+    taken: Counter[int] = Counter()
+    delay = round(feedback_delay * MICROS)
+    for item in read_ratings(folder):
+        if isinstance(item, BadLine):
+            yield item
+            continue
+        row, time, request, rating, line = item
+        if spread_ties:
+            taken[time] += 1
+            time += taken[time] - 1
+        yield Event(time, Kind.REQUEST, row, REQUESTS.encode(request))
+        try:
+            liked = float(float(rating) >= 4)
+        except ValueError:
+            yield BadLine(Kind.FEEDBACK, row, line, f"rating {rating!r} is not a number")
+            continue
+        yield Event(time + delay, Kind.FEEDBACK, row, FEEDBACK.encode({"request_id": str(row), "label": liked}))
 
 
 def _rows(path: Path) -> Iterator[list[str]]:

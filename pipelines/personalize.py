@@ -27,7 +27,6 @@ from contbatch.transforms import (
     Learned,
     Prediction,
     PredictThenLearn,
-    SparseLearner,
 )
 from contbatch.transforms.learning.join import Refusal
 from contbatch.transforms.ledger import name_in, name_out
@@ -53,7 +52,7 @@ class PersonalizeConfig:
         ttl: seconds of event time that requests and feedback wait for each other.
         seed: decides the initial weights.
         publish_every: examples between published model versions.
-        freeze_after: examples after which the baseline is frozen.
+        freeze_after: the first version with so many examples is the frozen model of the summary.
         spread_ties: whether the ratings of one second follow each other by a microsecond.
     """
 
@@ -85,14 +84,13 @@ def build(pipeline: beam.Pipeline, config: PersonalizeConfig) -> None:
         .with_outputs("failed", main="events")
     )
     done = source.events | "PredictThenLearn" >> PredictThenLearn(
-        SparseLearner(movielens.FIELDS, movielens.INTERACTIONS, seed=config.seed),
+        movielens.learner(config.seed),
         config.policy,
         FileSystems.join(config.out, STORE),
         requests=movielens.REQUESTS,
         feedback=movielens.FEEDBACK,
         ttl=config.ttl,
         publish_every=config.publish_every,
-        freeze_after=config.freeze_after,
     )
     failed = (source.failed, done.failed) | "All failed" >> beam.Flatten()
     outputs: list[tuple[str, beam.PCollection[Any], type[Any], tuple[str, ...]]] = [

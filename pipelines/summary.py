@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from contbatch.pipelines import movielens
 from contbatch.pipelines.errors import JobError
 from contbatch.pipelines.files import read_records, write_text
-from contbatch.pipelines.personalize import LEARNED, LEDGER, PREDICTIONS, SUMMARY, PersonalizeConfig
+from contbatch.pipelines.personalize import LEARNED, LEDGER, PREDICTIONS, STORE, SUMMARY, PersonalizeConfig
 from contbatch.transforms.events import MICROS
 from contbatch.transforms.files import read_bytes
-from contbatch.transforms.learning import auc, mean_log_loss
+from contbatch.transforms.learning import Arrays, ModelStore, auc, mean_log_loss
 from contbatch.transforms.ledger import FEEDBACK_FATES, REQUEST_FATES, violations
 
 Columns = dict[str, NDArray[Any]]
@@ -36,7 +37,7 @@ def summarise(config: PersonalizeConfig, runner: str, seconds: float) -> dict[st
     summary = {
         **{name: ledger[name] for name in ("requests", *REQUEST_FATES, "feedback", *FEEDBACK_FATES, "versions")},
         **_batches(predictions),
-        **_scores(learned, config.freeze_after),
+        **_scores(learned, config),
         **_freshness(predictions, learned),
         "seconds": round(seconds, 1),
         "runner": runner,
@@ -97,7 +98,7 @@ _SCORE_ROWS = (
 )
 
 _PREDICTION_COLUMNS = ("time", "version", "batch_size", "reason")
-_LEARNED_COLUMNS = ("time", "version", "served_by", "label", "score", "baseline")
+_LEARNED_COLUMNS = ("request_id", "time", "version", "served_by", "label", "score")
 
 
 def _read(path: str, names: tuple[str, ...]) -> Columns:
@@ -130,22 +131,39 @@ def _batches(predictions: Columns) -> dict[str, Any]:
     return {"batches": batches, "mean_batch": mean, "batch_sizes": histogram, "reasons": reasons}
 
 
-def _scores(learned: Columns, freeze_after: int) -> dict[str, Any]:
+def _scores(learned: Columns, config: PersonalizeConfig) -> dict[str, Any]:
     """Score all labels, and those served after the freeze by the online and by the frozen model."""
-    steps = np.sort(learned["version"])
-    frozen_at = steps[freeze_after - 1] if 0 < freeze_after <= len(steps) else np.inf
-    after = learned["served_by"] >= frozen_at
-    scores: dict[str, Any] = {}
-    for prefix, rows, column in (
-        ("", slice(None), "score"),
-        ("online_", after, "score"),
-        ("frozen_", after, "baseline"),
-    ):
-        labels, given = learned["label"][rows], learned[column][rows]
-        scores[f"{prefix}labels"] = len(labels)
-        scores[f"{prefix}logloss"] = _finite(mean_log_loss(given, labels))
-        scores[f"{prefix}auc"] = _finite(auc(given, labels))
-    return scores
+    scores = _score("", learned["score"], learned["label"])
+    store = ModelStore(FileSystems.join(config.out, STORE))
+    frozen = next((m for m in store.versions() if m.examples >= config.freeze_after), None)
+    after = learned["served_by"] >= (frozen.step if frozen else np.inf)
+    labels = learned["label"][after]
+    given = np.zeros(0) if frozen is None else _rescore(store.read(frozen), learned["request_id"][after], config)
+    return {
+        **scores,
+        "frozen_version": frozen and frozen.version,
+        "frozen_examples": frozen and frozen.examples,
+        **_score("online_", learned["score"][after], labels),
+        **_score("frozen_", given, labels),
+    }
+
+
+def _score(prefix: str, scores: NDArray[Any], labels: NDArray[Any]) -> dict[str, Any]:
+    return {
+        f"{prefix}labels": len(labels),
+        f"{prefix}logloss": _finite(mean_log_loss(scores, labels)),
+        f"{prefix}auc": _finite(auc(scores, labels)),
+    }
+
+
+def _rescore(arrays: Arrays, request_ids: NDArray[Any], config: PersonalizeConfig) -> NDArray[np.float64]:
+    """Return what a version would have answered to these requests."""
+    learner = movielens.learner(config.seed)
+    state = learner.load(arrays)
+    ratings = (item for item in movielens.read_ratings(config.data) if isinstance(item, movielens.Rating))
+    requests = {rating.request["request_id"]: rating.request for rating in ratings}
+    columns = {field: [requests[request_id][field] for request_id in request_ids] for field in learner.fields}
+    return learner.predict(state, columns)
 
 
 def _freshness(predictions: Columns, learned: Columns) -> dict[str, float | None]:
@@ -169,5 +187,6 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _batch_title(summary: dict[str, Any]) -> str:
-    reasons = ", ".join(f"{count:,} by {reason}" for reason, count in summary["reasons"].items())
-    return f"{summary['batches']:,} micro-batches, mean size {_number(summary['mean_batch'], 2)}, released {reasons or '-'}"
+    reasons = ", ".join(f"{count:,} by {reason}" for reason, count in summary["reasons"].items()) or "-"
+    mean = _number(summary["mean_batch"], 2)
+    return f"{summary['batches']:,} micro-batches, mean size {mean}, released {reasons}"

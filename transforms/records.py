@@ -11,7 +11,6 @@ class Prediction(NamedTuple):
     Attributes:
         request_id: whose answer it is.
         score: the model's output.
-        baseline: the same from the frozen baseline; equal to ``score`` until (or unless) there is one.
         version: the weights that made it, ``epoch.step``.
         batch_size: how many requests were predicted together.
         reason: why the micro-batch was released, a :class:`~contbatch.transforms.Reason`.
@@ -22,7 +21,6 @@ class Prediction(NamedTuple):
 
     request_id: str
     score: float
-    baseline: float
     version: str
     batch_size: int
     reason: str
@@ -39,7 +37,6 @@ class Learned(NamedTuple):
         label: what was learned.
         weight: its importance.
         score: what had been predicted.
-        baseline: what the frozen baseline had predicted.
         served_by: the weights that had predicted it, ``epoch.step``.
         version: the first weights that know it, ``epoch.step``.
         request_time: when the request was made.
@@ -51,7 +48,6 @@ class Learned(NamedTuple):
     label: float
     weight: float
     score: float
-    baseline: float
     served_by: str
     version: str
     request_time: int

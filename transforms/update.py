@@ -63,7 +63,6 @@ class PredictThenLearn(beam.PTransform):
         feedback: codec of the feedback payloads: ``request_id``, ``label`` in [0, 1] and optionally ``weight``.
         ttl: seconds of event time that a request waits for its label, or a label for its request.
         publish_every: examples between published versions.
-        freeze_after: examples after which a frozen copy of the model is scored beside it; ``None`` for none.
         stride: live only: seconds of event time to which firings are rounded up. Less latency against more
             firings, each of which reads the buffer once.
         max_buffer: most events buffered per model. Beyond it the older half is processed early, counted as
@@ -87,7 +86,6 @@ class PredictThenLearn(beam.PTransform):
         feedback: Codec,
         ttl: float = 86_400.0,
         publish_every: int = 10_000,
-        freeze_after: int | None = None,
         stride: float = 1.0,
         max_buffer: int = 2_000_000,
         max_wait: float | None = None,
@@ -102,7 +100,7 @@ class PredictThenLearn(beam.PTransform):
         ):
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} is {value!r}; give a finite number above 0")
-        config = PrequentialConfig(learner, policy, requests, feedback, ttl, publish_every, freeze_after)
+        config = PrequentialConfig(learner, policy, requests, feedback, ttl, publish_every)
         self._settings = _Settings(config, store, round(stride * MICROS), max_buffer, max_wait, snapshot_every, clock)
 
     def expand(self, events: beam.PCollection[Event]) -> beam.pvalue.DoOutputsTuple:

@@ -19,12 +19,11 @@ class Refusal(StrEnum):
 
 
 class Served(NamedTuple):
-    """A request that was predicted: its encoded features, the scores that were given, and who gave them."""
+    """A request that was predicted: its encoded features, the score that was given, and who gave it."""
 
     time: int
     payload: bytes
     score: float
-    baseline: float
     version: str
 
 

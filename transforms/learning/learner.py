@@ -43,9 +43,6 @@ class Learner(Protocol[State]):
     ) -> State:
         """Learn n rows with labels and importance weights of shape (n,); the given state is used up."""
 
-    def copy(self, state: State) -> State:
-        """Return a state that later steps on ``state`` do not touch."""
-
     def export(self, state: State) -> Arrays:
         """Return all that :meth:`load` needs to go on exactly from here."""
 

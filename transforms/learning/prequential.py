@@ -43,7 +43,6 @@ class PrequentialConfig(Generic[State]):
         feedback: codec of the feedback; needs ``request_id`` and ``label``, and may have ``weight``.
         ttl: how long a request waits for its label, and a label for its request, in seconds of event time.
         publish_every: examples between published versions.
-        freeze_after: examples after which a copy of the model is kept as the baseline; ``None`` for no baseline.
 
     Raises:
         ValueError: a codec lacks a field, or a number is outside its range.
@@ -55,7 +54,6 @@ class PrequentialConfig(Generic[State]):
     feedback: Codec
     ttl: float = 86_400.0
     publish_every: int = 10_000
-    freeze_after: int | None = None
 
     def __post_init__(self) -> None:
         for name, codec, needed in (
@@ -110,7 +108,6 @@ class PrequentialLoop(Generic[State]):
         self._model = model
         self._epoch = epoch
         self._state = config.learner.init()
-        self._baseline: State | None = None
         self._batch: BatchFormer[Event] = BatchFormer(config.policy)
         self._arrived: list[Event] = []
         self._join = Join(round(config.ttl * MICROS))
@@ -181,13 +178,11 @@ class PrequentialLoop(Generic[State]):
         if kept:
             learner, version = self._config.learner, f"{self._epoch}.{self._step}"
             scores = learner.predict(self._state, columns).tolist()
-            baselines = scores if self._baseline is None else learner.predict(self._baseline, columns).tolist()
-            ids = columns["request_id"]
-            for request_id, position, score, baseline in zip(ids, kept, scores, baselines, strict=True):
+            for request_id, position, score in zip(columns["request_id"], kept, scores, strict=True):
                 event = events[position]
-                served = Served(event.time, event.payload, score, baseline, version)
+                served = Served(event.time, event.payload, score, version)
                 matched += self._join.serve(request_id, served)
-                yield Prediction(request_id, score, baseline, version, len(kept), reason, event.time, time, self._model)
+                yield Prediction(request_id, score, version, len(kept), reason, event.time, time, self._model)
         yield from self._learn(time, matched)
 
     def _learn(self, time: int, labels: list[Label]) -> Iterator[Output]:
@@ -237,10 +232,9 @@ class PrequentialLoop(Generic[State]):
         version = f"{self._epoch}.{self._step}"
         for (event, request_id, value, weight), served in learnable:
             self._loss += log_loss(served.score, value)
-            answer = served.score, served.baseline, served.version
-            yield Learned(request_id, value, weight, *answer, version, served.time, event.time, self._model)
-        if self._baseline is None and config.freeze_after is not None and self._examples >= config.freeze_after:
-            self._baseline = config.learner.copy(self._state)
+            yield Learned(
+                request_id, value, weight, served.score, served.version, version, served.time, event.time, self._model
+            )
         if self._examples - self._published_examples >= config.publish_every:
             yield self._version()
 
@@ -272,9 +266,6 @@ class PrequentialLoop(Generic[State]):
             "numbers": {name: getattr(self, name) for name in _NUMBERS},
         }
         arrays = {f"model/{name}": array for name, array in self._config.learner.export(self._state).items()}
-        if self._baseline is not None:
-            exported = self._config.learner.export(self._baseline)
-            arrays |= {f"baseline/{name}": array for name, array in exported.items()}
         return arrays | {"loop": np.frombuffer(json.dumps(content).encode(), np.uint8)}
 
     def restore(self, arrays: Arrays) -> None:
@@ -286,10 +277,9 @@ class PrequentialLoop(Generic[State]):
         self._join.load(content["join"])
         for name, value in content["numbers"].items():
             setattr(self, name, value)
-        learner = self._config.learner
-        self._state = learner.load(_under("model/", arrays))
-        baseline = _under("baseline/", arrays)
-        self._baseline = learner.load(baseline) if baseline else None
+        prefix = "model/"
+        model = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        self._state = self._config.learner.load(model)
 
 
 _WHY = {
@@ -307,7 +297,3 @@ _NUMBERS = (
     "_published_step",
     "_step",
 )
-
-
-def _under(prefix: str, arrays: Arrays) -> Arrays:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import chain
-from typing import Any, NamedTuple
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -18,41 +17,35 @@ Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
 _BIAS = 0
-_Part = tuple[list[int], list[int], list[float]]
 
 
-class Table(NamedTuple):
-    """Weights with the AdaGrad sum of squared gradients of each, both of shape (slots, ...)."""
+class SparseState(NamedTuple):
+    """Per slot a linear weight (column 0) and a factor (the others), and the AdaGrad sum of squared gradients of each.
+
+    Both have shape ``(2**bits, 1 + factors)``.
+    """
 
     weights: Floats
     squares: Floats
 
-    def copy(self) -> Table:
-        """Return a table that shares nothing with this one."""
-        return Table(self.weights.copy(), self.squares.copy())
 
+class _Span(NamedTuple):
+    """Where a field's tokens are among those of all rows, and the share of its row that each has.
 
-class SparseState(NamedTuple):
-    """Linear weights, shape (2**bits,), and factors, shape (2**bits, factors)."""
+    ``None`` for one token a row, in the order of the rows.
+    """
 
-    linear: Table
-    factor: Table
-
-
-class _Slots(NamedTuple):
-    """Which slots the rows of a batch use: entry j is slot ``slots[j]`` for row ``rows[j]``, times ``scale[j]``."""
-
-    slots: Ids
-    rows: Ids
-    scale: Floats
+    at: slice
+    shares: Floats | None
 
 
 class _Encoded(NamedTuple):
-    """Encoded rows: how many, their slots in the linear table, and the two sides of each interaction."""
+    """Encoded rows: token j is slot ``slots[j]`` of row ``rows[j]``."""
 
-    rows: int
-    linear: _Slots
-    sides: list[tuple[_Slots, _Slots]]
+    size: int
+    slots: Ids
+    rows: Ids
+    spans: dict[str, _Span]
 
 
 @dataclass(frozen=True)
@@ -120,88 +113,96 @@ class SparseLearner:
     def init(self) -> SparseState:
         """Return zero linear weights and small random factors."""
         slots = 1 << self.bits
-        factors = np.random.default_rng(self.seed).standard_normal((slots, self.factors)) * self.init_scale
-        return SparseState(
-            Table(np.zeros(slots), np.full(slots, self.accumulator)),
-            Table(factors, np.full((slots, self.factors), self.accumulator)),
-        )
+        weights = np.zeros((slots, 1 + self.factors))
+        weights[:, 1:] = np.random.default_rng(self.seed).standard_normal((slots, self.factors)) * self.init_scale
+        return SparseState(weights, np.full_like(weights, self.accumulator))
 
     def predict(self, state: SparseState, columns: Columns) -> Floats:
         """Return the probability of a positive label per row, shape (n,)."""
         encoded = self._encode(columns)
-        return _probability(state, encoded, _vectors(state, encoded))
+        used = state.weights[encoded.slots]
+        return _probability(used, encoded, self._vectors(used, encoded))
 
     def step(self, state: SparseState, columns: Columns, labels: Floats, weights: Floats) -> SparseState:
         """Learn the rows in chunks, in order; changes ``state`` in place and returns it."""
         for start in range(0, len(labels), self.chunk):
             part = slice(start, start + self.chunk)
             encoded = self._encode({field: columns[field][part] for field in self.fields})
-            self._update(state, encoded, labels[part], weights[part])
+            used = state.weights[encoded.slots]
+            gradient = self._gradient(used, encoded, labels[part], weights[part])
+            self._adagrad(state, encoded.slots, gradient)
         return state
-
-    def copy(self, state: SparseState) -> SparseState:
-        """Return an independent copy."""
-        return SparseState(state.linear.copy(), state.factor.copy())
 
     def export(self, state: SparseState) -> Arrays:
         """Return the slots that learning has changed, with their accumulators; the rest follows from the seed."""
-        arrays: Arrays = {}
-        for name, table in state._asdict().items():
-            moved = (table.squares != self.accumulator).reshape(len(table.squares), -1).any(axis=1)
-            slots = np.flatnonzero(moved)
-            arrays[f"{name}/slots"] = slots
-            arrays[f"{name}/weights"] = table.weights[slots]
-            arrays[f"{name}/squares"] = table.squares[slots]
-        return arrays
+        slots = np.flatnonzero((state.squares != self.accumulator).any(axis=1))
+        return {"slots": slots, "weights": state.weights[slots], "squares": state.squares[slots]}
 
     def load(self, arrays: Arrays) -> SparseState:
         """Return the exported state."""
         state = self.init()
-        for name, table in state._asdict().items():
-            slots, weights = arrays[f"{name}/slots"], arrays[f"{name}/weights"]
-            if weights.shape[1:] != table.weights.shape[1:] or (len(slots) and slots[-1] >= len(table.weights)):
-                raise ValueError(
-                    f"{name} weights of shape {weights.shape} do not fit bits={self.bits}, factors={self.factors}; "
-                    "load them with the configuration that they were exported with"
-                )
-            table.weights[slots] = weights
-            table.squares[slots] = arrays[f"{name}/squares"]
+        slots, weights = arrays["slots"], arrays["weights"]
+        if weights.shape[1:] != (1 + self.factors,) or (len(slots) and slots[-1] >= len(state.weights)):
+            raise ValueError(
+                f"weights of shape {weights.shape} do not fit bits={self.bits}, factors={self.factors}; load them "
+                "with the configuration that they were exported with"
+            )
+        state.weights[slots] = weights
+        state.squares[slots] = arrays["squares"]
         return state
 
+    @cached_property
+    def _salts(self) -> list[tuple[str, int]]:
+        return [(field, crc32(field.encode())) for field in self.fields]
+
     def _encode(self, columns: Columns) -> _Encoded:
-        count = len(columns[self.fields[0]])
-        every, ones = list(range(count)), [1.0] * count
-        parts = {field: self._encode_field(field, columns[field], every, ones) for field in self.fields}
-        linear = _pack([([_BIAS] * count, every, ones), *parts.values()])
-        sides = [
-            (_pack([parts[field] for field in left]), _pack([parts[field] for field in right]))
-            for left, right in self.interactions
-        ]
-        return _Encoded(count, linear, sides)
+        """Hash every value; the first token of a row is the bias."""
+        size, mask = len(columns[self.fields[0]]), (1 << self.bits) - 1
+        every = list(range(size))
+        slots, rows = [_BIAS] * size, every.copy()
+        spans = {}
+        for field, salt in self._salts:
+            column, start = columns[field], len(slots)
+            if size and isinstance(column[0], list):
+                slots += [_slot(value, salt, mask) for values in column for value in values]
+                rows += [row for row, values in enumerate(column) for _ in values]
+                shares = np.array([1.0 / len(values) for values in column for _ in values])
+                spans[field] = _Span(slice(start, len(slots)), shares[:, None])
+            else:
+                slots += [_slot(value, salt, mask) for value in column]
+                rows += every
+                spans[field] = _Span(slice(start, len(slots)), None)
+        return _Encoded(size, np.array(slots, np.int64), np.array(rows, np.int64), spans)
 
-    def _encode_field(self, field: str, column: Sequence[Any], every: list[int], ones: list[float]) -> _Part:
-        salt, mask = crc32(field.encode()), (1 << self.bits) - 1
-        if not (column and isinstance(column[0], list)):
-            return [_slot(value, salt, mask) for value in column], every, ones
-        slots = [_slot(value, salt, mask) for values in column for value in values]
-        rows = [row for row, values in enumerate(column) for _ in values]
-        return slots, rows, [1.0 / len(values) for values in column for _ in values]
+    def _vectors(self, used: Floats, encoded: _Encoded) -> list[tuple[Floats, Floats]]:
+        """Return the vectors of both sides of each interaction, shape (count, factors)."""
+        return [(_sum(used, encoded, left), _sum(used, encoded, right)) for left, right in self.interactions]
 
-    def _update(self, state: SparseState, encoded: _Encoded, labels: Floats, weights: Floats) -> None:
-        vectors = _vectors(state, encoded)
-        error = (_probability(state, encoded, vectors) - labels) * weights
-        slots, rows, _ = encoded.linear
-        gradient = error[rows] + self.l2 * weights[rows] * state.linear.weights[slots]
-        _adagrad(state.linear, slots, gradient, self.rate)
-        if not vectors:
-            return
-        touched, gradients = [], []
-        for pair, vector in zip(encoded.sides, vectors, strict=True):
-            for (slots, rows, scale), other in zip(pair, reversed(vector), strict=True):
-                touched.append(slots)
-                pull = (error[rows] * scale)[:, None] * other[rows]
-                gradients.append(pull + (self.l2 * weights[rows])[:, None] * state.factor.weights[slots])
-        _adagrad(state.factor, np.concatenate(touched), np.concatenate(gradients), self.factor_rate)
+    def _gradient(self, used: Floats, encoded: _Encoded, labels: Floats, weights: Floats) -> Floats:
+        """Return the gradient of each token's weights, the penalty included."""
+        vectors = self._vectors(used, encoded)
+        error = (_probability(used, encoded, vectors) - labels) * weights
+        gradient = used * (self.l2 * weights[encoded.rows])[:, None]
+        gradient[:, 0] += error[encoded.rows]
+        for pair, (left, right) in zip(self.interactions, vectors, strict=True):
+            for side, other in zip(pair, (right, left), strict=True):
+                pull = error[:, None] * other
+                for at, shares in (encoded.spans[field] for field in side):
+                    gradient[at, 1:] += pull if shares is None else pull[encoded.rows[at]] * shares
+        return gradient
+
+    def _adagrad(self, state: SparseState, slots: Ids, gradients: Floats) -> None:
+        """Update each slot once, by the sum of its gradients."""
+        order = slots.argsort(kind="stable")
+        ordered = slots[order]
+        starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+        unique = ordered[starts]
+        gradient = np.add.reduceat(gradients[order], starts)
+        total = state.squares[unique] + gradient * gradient
+        state.squares[unique] = total
+        gradient[:, 0] *= self.rate
+        gradient[:, 1:] *= self.factor_rate
+        state.weights[unique] -= gradient / np.sqrt(total)
 
 
 @lru_cache(maxsize=1 << 16, typed=True)
@@ -209,41 +210,19 @@ def _slot(value: object, salt: int, mask: int) -> int:
     return crc32(str(value).encode(), salt) & mask
 
 
-def _pack(parts: Sequence[_Part]) -> _Slots:
-    slots, rows, scale = (list(chain.from_iterable(lists)) for lists in zip(*parts, strict=True))
-    return _Slots(np.array(slots, np.int64), np.array(rows, np.int64), np.array(scale))
+def _sum(used: Floats, encoded: _Encoded, side: Sequence[str]) -> Floats:
+    """Return the sum of a side's factors per row, the mean for a list."""
+    total = np.zeros((encoded.size, used.shape[1] - 1))
+    for at, shares in (encoded.spans[field] for field in side):
+        if shares is None:
+            total += used[at, 1:]
+        else:
+            np.add.at(total, encoded.rows[at], used[at, 1:] * shares)
+    return total
 
 
-def _vectors(state: SparseState, encoded: _Encoded) -> list[tuple[Floats, Floats]]:
-    return [
-        (_sum(state.factor, left, encoded.rows), _sum(state.factor, right, encoded.rows))
-        for left, right in encoded.sides
-    ]
-
-
-def _sum(table: Table, side: _Slots, count: int) -> Floats:
-    """Return the vectors of one side, shape (count, factors)."""
-    vectors = np.zeros((count, table.weights.shape[1]))
-    np.add.at(vectors, side.rows, side.scale[:, None] * table.weights[side.slots])
-    return vectors
-
-
-def _probability(state: SparseState, encoded: _Encoded, vectors: Sequence[tuple[Floats, Floats]]) -> Floats:
-    slots, rows, _ = encoded.linear
-    logits = np.bincount(rows, state.linear.weights[slots], encoded.rows)
+def _probability(used: Floats, encoded: _Encoded, vectors: Sequence[tuple[Floats, Floats]]) -> Floats:
+    logits = np.bincount(encoded.rows, used[:, 0], encoded.size)
     for left, right in vectors:
         logits += np.einsum("ij,ij->i", left, right)
     return 0.5 + 0.5 * np.tanh(0.5 * logits)
-
-
-def _adagrad(table: Table, slots: Ids, gradients: Floats, rate: float) -> None:
-    """Update each slot once, by the sum of its gradients."""
-    weights, squares = table
-    order = slots.argsort(kind="stable")
-    ordered = slots[order]
-    starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-    unique = ordered[starts]
-    gradient = np.add.reduceat(gradients[order], starts)
-    total = squares[unique] + gradient * gradient
-    squares[unique] = total
-    weights[unique] -= rate * gradient / np.sqrt(total)
