@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from io import BytesIO
+from operator import itemgetter
 from typing import Any, NamedTuple, get_type_hints
 
 import apache_beam as beam
 import fastavro
 from apache_beam.io.filesystems import FileSystems
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.windowed_value import WindowedValue
 
 from contbatch.transforms.files import replacing
 
+_CHUNK = 1_000
 _AVRO = {str: "string", float: "double", int: "long", bytes: "bytes"}
 
 
@@ -30,26 +36,86 @@ class WriteRecords(beam.PTransform):
     def __init__(self, path: str, record: type[NamedTuple], order: tuple[str, ...]) -> None:
         super().__init__()
         self._path = path
-        self._record = record
+        self._schema = avro_schema(record)
         self._order = order
 
     def expand(self, records: beam.PCollection[Any]) -> beam.PCollection[str]:
         """Gather the records and write them; returns the path."""
         return (
             records
-            | "One group" >> beam.GroupBy(_nothing)
+            | "Pack" >> beam.ParDo(_PackFn(self._schema)).with_output_types(tuple[int, bytes])
+            | "One group" >> beam.GroupByKey()
             | "Write" >> beam.FlatMapTuple(self._write).with_output_types(str)
         )
 
-    def _write(self, _: None, records: Iterable[Any]) -> Iterator[str]:
-        order = self._order
-        rows = sorted(records, key=lambda row: tuple(getattr(row, field) for field in order))
-        schema = fastavro.parse_schema(avro_schema(self._record))
-        # A container's blocks are separated by 16 bytes, usually random; these follow from the schema.
-        marker = hashlib.md5(json.dumps(schema).encode(), usedforsecurity=False).digest()
+    def _write(self, _: int, chunks: Iterable[bytes]) -> Iterator[str]:
+        rows = [row for chunk in chunks for row in fastavro.reader(BytesIO(chunk))]
+        rows.sort(key=itemgetter(*self._order))
         with replacing(self._path) as file:
-            fastavro.writer(file, schema, (row._asdict() for row in rows), codec="deflate", sync_marker=marker)
+            _write_avro(file, self._schema, rows, "deflate")
         yield self._path
+
+
+class _PackFn(beam.DoFn):
+    """Encodes a bundle's records in chunks, so that the shuffle moves a chunk where it would move a record."""
+
+    def __init__(self, schema: dict[str, Any]) -> None:
+        self._schema = schema
+
+    def start_bundle(self) -> None:
+        self._rows: list[dict[str, Any]] = []
+
+    def process(self, record: Any) -> Iterator[tuple[int, bytes]]:
+        self._rows.append(record._asdict())
+        if len(self._rows) >= _CHUNK:
+            yield self._chunk()
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        if self._rows:
+            yield GlobalWindows.windowed_value(self._chunk())
+
+    def _chunk(self) -> tuple[int, bytes]:
+        buffer = BytesIO()
+        _write_avro(buffer, self._schema, self._rows, "null")
+        self._rows = []
+        return 0, buffer.getvalue()
+
+
+class Tally(beam.PTransform):
+    """Counts elements by name: of each bundle, one pair of a name and a count per name.
+
+    Args:
+        name: gives an element's name.
+    """
+
+    def __init__(self, name: Callable[[Any], str]) -> None:
+        super().__init__()
+        self._name = name
+
+    def expand(self, elements: beam.PCollection[Any]) -> beam.PCollection[tuple[str, int]]:
+        """Count the elements of each bundle."""
+        return elements | beam.ParDo(_TallyFn(self._name)).with_output_types(tuple[str, int])
+
+
+class _TallyFn(beam.DoFn):
+    def __init__(self, name: Callable[[Any], str]) -> None:
+        self._name = name
+
+    def start_bundle(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def process(self, element: Any) -> None:
+        self._counts[self._name(element)] += 1
+
+    def finish_bundle(self) -> Iterator[WindowedValue]:
+        for count in self._counts.items():
+            yield GlobalWindows.windowed_value(count)
+
+
+def _write_avro(file: Any, schema: dict[str, Any], rows: Iterable[dict[str, Any]], codec: str) -> None:
+    # A container's blocks are separated by 16 bytes, usually random; these follow from the schema.
+    marker = hashlib.md5(json.dumps(schema).encode(), usedforsecurity=False).digest()
+    fastavro.writer(file, fastavro.parse_schema(schema), rows, codec=codec, sync_marker=marker)
 
 
 def avro_schema(record: type[Any]) -> dict[str, Any]:
@@ -90,7 +156,3 @@ def write_text(path: str, text: str) -> None:
     """Write a whole file or, on an error, nothing."""
     with replacing(path) as file:
         file.write(text.encode())
-
-
-def _nothing(_: Any) -> None:
-    return None

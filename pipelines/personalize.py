@@ -18,7 +18,7 @@ from apache_beam.runners.runner import PipelineState
 
 from contbatch.pipelines import movielens
 from contbatch.pipelines.errors import JobError, UsageError
-from contbatch.pipelines.files import WriteJson, WriteRecords, write_text
+from contbatch.pipelines.files import Tally, WriteJson, WriteRecords, write_text
 from contbatch.transforms import (
     BatchPolicy,
     Event,
@@ -108,10 +108,7 @@ def build(pipeline: beam.Pipeline, config: PersonalizeConfig) -> None:
         ("Failed", failed, name_out),
         ("Versions", done.published, name_out),
     )
-    counts = [
-        records | f"{label}: name" >> beam.Map(name).with_output_types(str) | f"{label}: count" >> _count()
-        for label, records, name in fates
-    ]
+    counts = [records | f"{label}: count" >> Tally(name) for label, records, name in fates]
     (
         counts
         | "All counts" >> beam.Flatten()
@@ -162,10 +159,6 @@ class _ReadFn(beam.DoFn):
             status = "failed" if kind is Kind.REQUEST else Refusal.REFUSED.value
             payload = line.encode("utf-8", "surrogateescape")
             yield beam.pvalue.TaggedOutput("failed", Failed(kind.name.lower(), status, reason, "", 0, row, payload, ""))
-
-
-def _count() -> beam.PTransform:
-    return beam.combiners.Count.PerElement()
 
 
 def _clear(out: str) -> None:

@@ -21,6 +21,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import apache_beam as beam
@@ -355,6 +356,7 @@ def _at(value: Any, micros: int) -> WindowedValue:
     return GlobalWindows.windowed_value(value, _timestamp(micros))
 
 
+@lru_cache(maxsize=1024)  # what is released together leaves together
 def _timestamp(micros: int) -> Timestamp:
     """Return a timestamp inside the global window, whatever a record claims."""
     return Timestamp(micros=min(max(micros, MIN_TIMESTAMP.micros), _END.micros))
