@@ -111,9 +111,10 @@ class PredictThenLearn(beam.PTransform):
         run = beam.ParDo(_PredictThenLearnFn(self._settings, events.is_bounded)).with_output_types(
             Prediction, learned=Learned, failed=Failed, published=Published
         )
+        if not isinstance(events.windowing.windowfn, GlobalWindows):
+            events |= "Window" >> beam.WindowInto(GlobalWindows())
         return (
             events
-            | "Window" >> beam.WindowInto(GlobalWindows())
             | "Chunk" >> beam.ParDo(_ChunkFn()).with_output_types(tuple[str, bytes])
             | "Run" >> run.with_outputs("learned", "failed", "published", main="predictions")
         )
