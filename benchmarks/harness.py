@@ -116,9 +116,9 @@ class Report:
     def _print(self) -> None:
         table = Table("measure", "ours", "goal", "met", "peers", title=self._name, title_justify="left")
         for row in self._rows:
-            peers = ", ".join(f"{name} {_figure(value)}" for name, value in row.peers.items())
+            peers = ", ".join(f"{name} {figure(value)}" for name, value in row.peers.items())
             met = "" if not row.goal and row.met else "yes" if row.met else "[bold red]NO"
-            table.add_row(row.measure, f"{_figure(row.ours)} {row.unit}".strip(), row.goal, met, peers)
+            table.add_row(row.measure, f"{figure(row.ours)} {row.unit}".strip(), row.goal, met, peers)
         Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
@@ -156,7 +156,8 @@ def machine() -> str:
     return f"{model}, {cores} cores, {memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}"
 
 
-def _figure(value: float | None) -> str:
+def figure(value: float | None) -> str:
+    """Write a value as it is printed everywhere."""
     if value is None:
         return "not run"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

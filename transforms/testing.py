@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
+from weakref import WeakValueDictionary
 
+import apache_beam as beam
 from apache_beam.testing.test_stream import TestStream
 from apache_beam.transforms.window import TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
@@ -60,6 +63,31 @@ def stepwise(events: Iterable[Event], step: float) -> TestStream:
         stream.add_elements([TimestampedValue(event, Timestamp(micros=event.time)) for event in arrived])
         stream.advance_watermark_to(Timestamp(micros=(number + 1) * width))
     return stream.advance_watermark_to_infinity()
+
+
+class _Elements(list[Any]):
+    """A list that can be referred to weakly."""
+
+
+class Sink(beam.PTransform):
+    """Gathers what reaches it in :attr:`elements`. For runners whose workers are threads of this process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._key = uuid.uuid4().hex
+        self.elements: list[Any] = _SINKS.setdefault(self._key, _Elements())
+        """Elements in the order of arrival."""
+
+    def expand(self, elements: beam.PCollection[Any]) -> beam.PCollection[None]:
+        """Keep every element."""
+        return elements | beam.Map(_keep, self._key).with_output_types(None)
+
+
+_SINKS: WeakValueDictionary[str, _Elements] = WeakValueDictionary()
+
+
+def _keep(element: Any, key: str) -> None:
+    _SINKS[key].append(element)
 
 
 def assert_conserved(events: Iterable[Event], outputs: Iterable[Any]) -> None:

@@ -125,7 +125,8 @@ class PrequentialLoop(Generic[State]):
     def next_time(self) -> int | None:
         """The event time after which the loop has something to do even if no event comes."""
         times = [self._batch.closes_at, self._join.next_expiry]
-        times += [event.time for event in self._arrived[-1:]]
+        if self._batch.closes_at is None and self._arrived:  # else they wait for the batch
+            times.append(self._arrived[-1].time)
         return min((time for time in times if time is not None), default=None)
 
     def advance(self, events: Sequence[Event], upto: int) -> Iterator[Output]:

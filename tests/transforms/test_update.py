@@ -1,0 +1,210 @@
+"""The Beam shell of the serial loop, on Beam's own runner: bounded, and live with a watermark that moves in steps."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions
+from apache_beam.testing.test_stream import TestStream
+from apache_beam.transforms.window import FixedWindows, TimestampedValue
+from apache_beam.utils.timestamp import Timestamp
+
+from contbatch.transforms import BatchPolicy, Event, Failed, Learned, ModelStore, Prediction, Published
+from contbatch.transforms.coders import EventCoder
+from contbatch.transforms.events import END_OF_TIME
+from contbatch.transforms.learning import PrequentialLoop, Version
+from contbatch.transforms.testing import ManualClock, Sink, assert_conserved, stepwise
+
+OUTPUTS = ("predictions", "learned", "failed", "published")
+
+
+def run(source: beam.PTransform, transform: beam.PTransform, live: bool = False) -> list[Any]:
+    """Return everything that comes out."""
+    sink = Sink()
+    with beam.Pipeline(options=PipelineOptions([], streaming=live)) as pipeline:
+        done = pipeline | source | transform
+        _ = [done[name] for name in OUTPUTS] | beam.Flatten() | sink
+    return sink.elements
+
+
+def as_text(outputs: list[Any]) -> list[str]:
+    return sorted(map(repr, outputs))
+
+
+def expected(small: Any, events: list[Event], tmp_path: Path) -> list[str]:
+    """Return what the pure loop puts out for the sorted events; a version as its record."""
+    transform = small.transform(tmp_path / "unused")
+    loop = PrequentialLoop(transform._settings.config)
+    outputs = list(loop.advance(sorted(events), END_OF_TIME))
+    return as_text([output for output in outputs if not isinstance(output, Version)])
+
+
+def without_versions(outputs: list[Any]) -> list[str]:
+    return as_text([output for output in outputs if not isinstance(output, Published)])
+
+
+def test_bounded_input_gives_what_the_pure_loop_gives(small: Any, tmp_path: Path) -> None:
+    events = small.events()
+    outputs = run(beam.Create(events), small.transform(tmp_path / "store"))
+    assert_conserved(events, outputs)
+    assert without_versions(outputs) == expected(small, events, tmp_path)
+    assert Counter(type(output) for output in outputs)[Prediction] == 60
+
+
+def test_the_order_of_arrival_does_not_matter(small: Any, tmp_path: Path) -> None:
+    events = small.events()
+    straight = run(beam.Create(events), small.transform(tmp_path / "a"))
+    shuffled = random.Random(1).sample(events, len(events))
+    again = run(beam.Create(shuffled), small.transform(tmp_path / "b"))
+    assert as_text(again) == as_text(straight)
+
+
+@pytest.mark.parametrize("stride", [0.1, 1.0, 7.0])
+@pytest.mark.parametrize("step", [0.25, 3.0, 1_000.0])
+def test_live_gives_the_same_however_the_watermark_moves(
+    small: Any, tmp_path: Path, step: float, stride: float
+) -> None:
+    events = small.events(40)
+    shuffled = random.Random(2).sample(events, len(events))
+    transform = small.transform(tmp_path / "store", stride=stride, snapshot_every=25)
+    outputs = run(stepwise(shuffled, step), transform, live=True)
+    assert without_versions(outputs) == expected(small, events, tmp_path)
+
+
+def test_live_and_bounded_publish_the_same_versions(small: Any, tmp_path: Path) -> None:
+    events = small.events(40)
+    run(beam.Create(events), small.transform(tmp_path / "bounded"))
+    run(stepwise(events, 1.0), small.transform(tmp_path / "live"), live=True)
+    bounded, live = (ModelStore(str(tmp_path / name)).versions() for name in ("bounded", "live"))
+    assert [manifest.examples for manifest in bounded] == [20, 40]
+    assert live == bounded
+
+
+def test_a_live_batch_does_not_wait_for_the_end_of_input(small: Any, tmp_path: Path) -> None:
+    """Requests at 0 s, deadline 0.5 s, stride 1 s: released at 1 s. The next event comes at 50 s."""
+    source, sink = (
+        (
+            TestStream(coder=EventCoder())
+            .add_elements([TimestampedValue(small.request(0, 0.0), Timestamp(0))])
+            .advance_watermark_to(Timestamp(10))
+            .add_elements([TimestampedValue(small.request(1, 50.0), Timestamp(50))])
+            .advance_watermark_to_infinity()
+        ),
+        Sink(),
+    )
+    with beam.Pipeline(options=PipelineOptions([], streaming=True)) as pipeline:
+        done = pipeline | source | small.transform(tmp_path / "store")
+        _ = done.predictions | beam.Map(lambda _, timestamp=beam.DoFn.TimestampParam: float(timestamp)) | sink
+    assert min(sink.elements) == 1.0
+
+
+def test_a_windowed_aggregation_downstream_loses_nothing(small: Any, tmp_path: Path) -> None:
+    """Bounded; live it is tested on Prism, as this runner's timers hold no watermark."""
+    events, sink = small.events(50), Sink()
+    with beam.Pipeline(options=PipelineOptions([])) as pipeline:
+        done = pipeline | beam.Create(events) | small.transform(tmp_path / "store")
+        _ = (
+            [done[name] for name in ("predictions", "learned", "failed")]
+            | beam.Flatten()
+            | beam.Map(lambda _: 1)
+            | beam.WindowInto(FixedWindows(1))
+            | beam.CombineGlobally(sum).without_defaults()
+            | sink
+        )
+    assert sum(sink.elements) == 100
+    assert len(sink.elements) > 1
+
+
+def test_models_learn_apart(small: Any, tmp_path: Path) -> None:
+    ours, theirs = small.events(30, seed=1, model="ours"), small.events(30, seed=2, model="theirs")
+    both = run(beam.Create(ours + theirs), small.transform(tmp_path / "both"))
+    alone = run(beam.Create(ours), small.transform(tmp_path / "alone"))
+    assert as_text([output for output in both if output.model == "ours"]) == as_text(alone)
+    assert_conserved(ours + theirs, both)
+
+
+def test_bad_records_come_out_with_their_reason_and_move_no_neighbour(small: Any, tmp_path: Path) -> None:
+    events = small.events(20)
+    junk = [events[6]._replace(payload=b"\xff", row=900), events[7]._replace(payload=b"", row=901)]
+    outputs = run(beam.Create(events + junk), small.transform(tmp_path / "store", policy=BatchPolicy(99, 0.5)))
+    assert_conserved(events + junk, outputs)
+    failed = {(record.row, record.status): record.reason for record in outputs if isinstance(record, Failed)}
+    assert set(failed) == {(900, "failed"), (901, "refused")}
+    assert all("not an Avro record" in reason for reason in failed.values())
+    clean = run(beam.Create(events), small.transform(tmp_path / "clean", policy=BatchPolicy(99, 0.5)))
+    scores = {record.request_id: record.score for record in clean if isinstance(record, Prediction)}
+    assert {record.request_id: record.score for record in outputs if isinstance(record, Prediction)} == scores
+
+
+def test_what_arrives_behind_the_watermark_is_late_and_counted(small: Any, tmp_path: Path) -> None:
+    """Request 0 opens a batch at 0 s, due at 0.5 s, so at the next stride, 1 s: the model has moved on to there."""
+    early, late = [small.request(0, 0.0), small.request(1, 20.0)], [small.request(2, 0.9), small.label(0, 0.95)]
+    stream = TestStream(coder=EventCoder())
+    for event in early:
+        stream.add_elements([TimestampedValue(event, Timestamp(micros=event.time))])
+    stream.advance_watermark_to(Timestamp(15))
+    # Beam itself drops what is behind the watermark of a windowed step; a source may also stamp late data with now.
+    stream.add_elements([TimestampedValue(event, Timestamp(16)) for event in late])
+    stream.advance_watermark_to_infinity()
+    outputs = run(stream, small.transform(tmp_path / "store"), live=True)
+    assert_conserved(early + late, outputs)
+    fates = {(record.kind, record.status) for record in outputs if isinstance(record, Failed)}
+    assert fates == {("request", "failed"), ("feedback", "late")}
+
+
+def test_a_full_buffer_is_processed_early_and_counted(small: Any, tmp_path: Path, caplog: Any) -> None:
+    events, sink = small.events(60), Sink()
+    pipeline = beam.Pipeline(options=PipelineOptions([], streaming=True))
+    done = pipeline | stepwise(events, 1_000.0) | small.transform(tmp_path / "store", max_buffer=50)
+    _ = [done[name] for name in OUTPUTS] | beam.Flatten() | sink
+    with caplog.at_level(logging.WARNING):
+        result = pipeline.run()
+        result.wait_until_finish()
+    assert_conserved(events, sink.elements)
+    (counter,) = result.metrics().query(beam.metrics.MetricsFilter().with_name("forced"))["counters"]
+    assert counter.committed >= 60
+    assert "max_buffer" in caplog.text
+
+
+def test_a_watermark_that_does_not_move_is_not_waited_for_longer_than_max_wait(small: Any, tmp_path: Path) -> None:
+    transform = small.transform(tmp_path / "store", max_wait=30.0, clock=SteppingClock(20.0))
+    events = small.events(30)
+    stream = TestStream(coder=EventCoder())
+    for event in events:
+        stream.add_elements([TimestampedValue(event, Timestamp(micros=event.time))])
+    stream.advance_watermark_to_infinity()
+    outputs = run(stream, transform, live=True)
+    assert_conserved(events, outputs)
+    learned = [record for record in outputs if isinstance(record, Learned)]
+    assert len(learned) == 30
+
+
+class SteppingClock(ManualClock):
+    """Every look at it takes some seconds."""
+
+    def __init__(self, step: float) -> None:
+        super().__init__()
+        self._step = step
+
+    def __call__(self) -> float:
+        self.advance(self._step)
+        return super().__call__()
+
+
+def test_the_transform_itself_keeps_prism_from_splitting_its_bundles(small: Any, tmp_path: Path) -> None:
+    pipeline = beam.Pipeline(options=PipelineOptions([]))
+    _ = pipeline | beam.Create(small.events(1)) | small.transform(tmp_path / "store")
+    assert "prism_disable_sdf_split" in pipeline.options.view_as(DebugOptions).experiments
+
+
+@pytest.mark.parametrize("name", ["stride", "max_buffer", "snapshot_every"])
+@pytest.mark.parametrize("value", [0, -1, float("nan")])
+def test_settings_outside_their_range_are_refused(small: Any, tmp_path: Path, name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {value!r}; give a finite number above 0"):
+        small.transform(tmp_path, **{name: value})
