@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from apache_beam.options.pipeline_options import (
     DebugOptions,
     PipelineOptions,
-    PortableOptions,
+    PrismRunnerOptions,
     StandardOptions,
 )
 
@@ -37,9 +37,9 @@ def pipeline_options(flags: Sequence[str], ours: Iterable[str]) -> PipelineOptio
     options.view_as(StandardOptions).runner = runner
     # Prism, which DirectRunner may choose by itself, splits a slow stateful bundle and loses the key's state.
     options.view_as(DebugOptions).add_experiment("prism_disable_sdf_split")
-    portable = options.view_as(PortableOptions)
-    if runner == "PrismRunner" and not portable.prism_location:
-        portable.prism_location = os.environ.get("CONTBATCH_PRISM") or shutil.which("prism")
+    prism = options.view_as(PrismRunnerOptions)
+    if runner == "PrismRunner" and not prism.prism_location:
+        prism.prism_location = os.environ.get("CONTBATCH_PRISM") or shutil.which("prism")
     _bypass_proxy_for_localhost()
     return options
 
