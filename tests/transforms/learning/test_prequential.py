@@ -1,0 +1,222 @@
+"""The laws of the serial loop, over random streams: ties, orphans, duplicates, records that do not decode."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contbatch.transforms import BatchPolicy, Event, Failed, Kind, Learned, Prediction, SparseLearner
+from contbatch.transforms.events import END_OF_TIME, MICROS
+from contbatch.transforms.learning import PrequentialConfig, PrequentialLoop, Version, mean_log_loss
+from contbatch.transforms.testing import assert_conserved
+from tests.small import Small
+
+small = Small()
+CONFIG: PrequentialConfig[Any] = PrequentialConfig(
+    SparseLearner(("user", "item"), ((("user",), ("item",)),), bits=4, factors=2),
+    BatchPolicy(max_size=3, max_delay=2.0),
+    small.requests,
+    small.feedback,
+    ttl=6.0,
+    publish_every=4,
+)
+
+
+def event(kind: Kind, second: int, who: int, row: int, value: float = 1.0) -> Event:
+    made = small.request(who, second) if kind is Kind.REQUEST else small.label(who, second, value=value)
+    return made._replace(row=row)
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> list[Event]:
+    """Events of 20 seconds, sorted; ids repeat, so that labels meet requests, come twice, too late or in vain."""
+    events = []
+    for row in range(draw(st.integers(0, 25))):
+        kind, second, who = draw(st.tuples(st.sampled_from(Kind), st.integers(0, 20), st.integers(0, 8)))
+        value = draw(st.sampled_from([0.0, 1.0, 0.5, 7.0, float("nan")]))
+        made = event(kind, second, who, row, value)
+        if draw(st.integers(0, 9)) == 0:
+            made = made._replace(payload=draw(st.sampled_from([b"", b"\xff\xff", made.payload + b"x"])))
+        events.append(made)
+    return sorted(events)
+
+
+def run(events: list[Event], cuts: list[int] = [], config: PrequentialConfig[Any] = CONFIG, restore: bool = False):  # noqa: B006
+    """Advance to each cut (microseconds), then to the end of time; returns the outputs."""
+    loop, outputs, start = PrequentialLoop(config), [], 0
+    for upto in [*sorted(cuts), END_OF_TIME]:
+        end = start + sum(made.time < upto for made in events[start:])
+        outputs += loop.advance(events[start:end], upto)
+        assert loop.next_time is None or loop.next_time >= upto  # else a live job would fire for ever
+        start = end
+        if restore:
+            snapshot = loop.snapshot()
+            loop = PrequentialLoop(config)
+            loop.restore(snapshot)
+    return [comparable(output) for output in outputs]
+
+
+def comparable(output: Any) -> Any:
+    if isinstance(output, Version):
+        return output._replace(arrays={name: array.tolist() for name, array in output.arrays.items()})
+    return output
+
+
+def of(kind: type, outputs: list[Any]) -> list[Any]:
+    return [output for output in outputs if isinstance(output, kind)]
+
+
+cuts = st.lists(st.integers(0, 24 * MICROS), max_size=6)
+
+
+@given(streams())
+def test_every_event_has_exactly_one_fate(events: list[Event]) -> None:
+    outputs = run(events)
+    assert_conserved(events, [output for output in outputs if not isinstance(output, Version)])
+
+
+@given(streams(), cuts)
+def test_it_does_not_matter_how_the_stream_is_cut(events: list[Event], given_cuts: list[int]) -> None:
+    assert run(events, given_cuts) == run(events)
+
+
+@given(streams(), cuts)
+def test_a_restored_loop_goes_on_as_if_nothing_had_happened(events: list[Event], given_cuts: list[int]) -> None:
+    assert run(events, given_cuts, restore=True) == run(events)
+
+
+@given(streams(), st.integers(0, 22 * MICROS))
+def test_a_label_changes_nothing_that_was_asked_before_it_was_given(events: list[Event], t: int) -> None:
+    """Flip every label whose feedback is later than t: predictions of requests up to t stay as they are."""
+    flipped = [flip(made) if made.kind is Kind.FEEDBACK and made.time > t else made for made in events]
+    ours, theirs = (
+        [made for made in of(Prediction, run(given)) if made.request_time <= t] for given in (events, flipped)
+    )
+    assert ours == theirs
+
+
+@given(streams(), st.integers(0, 22 * MICROS))
+def test_a_label_changes_nothing_that_was_answered_before_it_was_given(events: list[Event], t: int) -> None:
+    flipped = [flip(made) if made.kind is Kind.FEEDBACK and made.time > t else made for made in events]
+    ours, theirs = ([made for made in of(Prediction, run(given)) if made.time <= t] for given in (events, flipped))
+    assert ours == theirs
+
+
+def flip(made: Event) -> Event:
+    decoded = small.feedback.decode([made.payload])
+    if not decoded.positions:
+        return made
+    record = {name: column[0] for name, column in decoded.columns.items()}
+    return made._replace(payload=small.feedback.encode({**record, "label": 1.0 - record["label"]}))
+
+
+@given(streams())
+def test_versions_descend_from_one_another_and_count_what_was_learned(events: list[Event]) -> None:
+    outputs = run(events)
+    learned, examples, parent = of(Learned, outputs), 0, None
+    for position, version in enumerate(outputs):
+        if isinstance(version, Version):
+            known = of(Learned, outputs[:position])
+            assert (version.parent, version.examples) == (parent, len(known))
+            assert version.loss == pytest.approx(mean_log_loss([k.score for k in known], [k.label for k in known]))
+            examples, parent = version.examples, f"{version.epoch}.{version.step}"
+    assert examples == len(learned)  # the last one knows everything
+
+
+def test_the_weights_that_answer_know_what_was_given_before_the_batch_opened() -> None:
+    """Request 0 at 0 s, its label at 1 s while the batch is open, due at 2 s; request 1 at 3 s opens another."""
+    events = [event(Kind.REQUEST, 0, 0, 0), event(Kind.FEEDBACK, 1, 0, 1), event(Kind.REQUEST, 3, 1, 2)]
+    outputs = run(events)
+    first, second = of(Prediction, outputs)
+    (learned,) = of(Learned, outputs)
+    assert (first.version, first.time, first.reason) == ("0.0", 2 * MICROS, "delay")
+    assert (learned.served_by, learned.version, learned.score) == ("0.0", "0.1", first.score)
+    assert second.version == "0.1"
+
+
+def test_a_batch_closes_when_it_is_full() -> None:
+    events = [event(Kind.REQUEST, second, second, second) for second in (0, 1, 1, 1, 2)]
+    made = [(one.request_id, one.time // MICROS, one.batch_size, one.reason) for one in of(Prediction, run(events))]
+    assert [batch[1:] for batch in made] == [(1, 3, "size")] * 3 + [(3, 2, "delay")] * 2
+
+
+@pytest.mark.parametrize(
+    ("request_at", "label_at", "status"),
+    [
+        (10, 16, "learned"),
+        (10, 17, "late"),
+        (10, 22, "late"),
+        (10, 23, "unmatched"),
+        (10, 4, "learned"),
+        (10, 3, "unmatched"),
+    ],
+)
+def test_a_label_counts_up_to_the_ttl_after_and_before_its_request(request_at: int, label_at: int, status: str) -> None:
+    """ttl 6 s: learned within it, late up to twice, unknown beyond; a label waits for its request as long."""
+    events = sorted([event(Kind.REQUEST, request_at, 0, 0), event(Kind.FEEDBACK, label_at, 0, 1)])
+    config = replace(CONFIG, policy=BatchPolicy(3, 0.0))
+    outputs = run(events, config=config)
+    fates = [record.status for record in of(Failed, outputs)] + ["learned"] * len(of(Learned, outputs))
+    assert fates == [status]
+
+
+def test_a_second_label_is_a_duplicate_and_changes_nothing() -> None:
+    events = [event(Kind.REQUEST, 0, 0, 0), event(Kind.FEEDBACK, 3, 0, 1), event(Kind.FEEDBACK, 4, 0, 2, value=0.0)]
+    later = event(Kind.REQUEST, 5, 0, 9)._replace(
+        payload=small.requests.encode({"request_id": "x", "user": "u0", "item": "i0"})
+    )
+    outputs, alone = run([*events, later]), run([*events[:2], later])
+    assert [record.status for record in of(Failed, outputs)] == ["duplicate"]
+    assert of(Prediction, outputs) == of(Prediction, alone)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), float("inf")])
+def test_a_label_that_is_no_probability_is_refused(value: float) -> None:
+    outputs = run([event(Kind.REQUEST, 0, 0, 0), event(Kind.FEEDBACK, 3, 0, 1, value)])
+    (record,) = of(Failed, outputs)
+    assert record.status == "refused"
+    assert "a label is 0 to 1, a weight finite and 0 or more" in record.reason
+
+
+def test_what_comes_from_before_the_frontier_is_late_and_told_so() -> None:
+    loop = PrequentialLoop(CONFIG)
+    assert list(loop.advance([], 5 * MICROS)) == []
+    late = [event(Kind.REQUEST, 4, 0, 0), event(Kind.FEEDBACK, 4, 0, 1)]
+    outputs = list(loop.advance(late, 6 * MICROS))
+    assert [(record.kind, record.status) for record in outputs] == [("request", "failed"), ("feedback", "late")]
+    assert "arrived when everything up to event time 5.000000 s was already done" in outputs[0].reason
+
+
+def test_a_frontier_does_not_move_back() -> None:
+    loop = PrequentialLoop(CONFIG)
+    for upto in (5, 3):
+        list(loop.advance([], upto * MICROS))
+    assert loop.frontier == 5 * MICROS
+
+
+def test_fates_of_a_full_day_add_up() -> None:
+    events = sorted(small.events(300, seed=3))
+    counts = Counter(type(output).__name__ for output in run(events, config=replace(CONFIG, ttl=60.0)))
+    assert (counts["Prediction"], counts["Learned"]) == (300, 300)
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        (
+            {"requests": small.feedback},
+            r"the requests codec has fields \('request_id', 'label'\); it also needs \['user', 'item'\]",
+        ),
+        ({"feedback": small.requests}, r"the feedback codec .* also needs \['label'\]"),
+        ({"ttl": 1.0}, r"ttl is 1.0 s; give at least the policy's max_delay, 2.0 s"),
+        ({"publish_every": 0}, "publish_every is 0; give 1 example or more"),
+    ],
+)
+def test_a_configuration_that_cannot_work_is_refused(setting: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        replace(CONFIG, **setting)

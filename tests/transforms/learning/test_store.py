@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from contbatch.transforms import ModelStore
+from contbatch.transforms.learning import StoreError
+
+WEIGHTS = {"w": np.arange(6.0).reshape(2, 3), "slots": np.array([1, 5])}
+
+
+def publish(store: ModelStore, step: int, model: str = "", **about: Any) -> Any:
+    given = {"epoch": 0, "parent": None, "examples": step, "loss": 0.5, "time": 0, "config": {}, **about}
+    return store.publish({name: array + step for name, array in WEIGHTS.items()}, model=model, step=step, **given)
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_version_comes_back_as_it_was(tmp_path: Path) -> None:
+    store = ModelStore(str(tmp_path))
+    manifest = publish(store, 7)
+    assert store.versions() == [manifest]
+    assert manifest.version == "0.7"
+    arrays = store.read(manifest)
+    assert {name: array.tolist() for name, array in arrays.items()} == {
+        "w": (WEIGHTS["w"] + 7).tolist(),
+        "slots": [8, 12],
+    }
+
+
+def test_versions_are_ordered_by_epoch_then_step(tmp_path: Path) -> None:
+    store = ModelStore(str(tmp_path))
+    for epoch, step in ((1, 3), (0, 20), (0, 9)):
+        publish(store, step, epoch=epoch)
+    assert [manifest.version for manifest in store.versions()] == ["0.9", "0.20", "1.3"]
+    latest = store.latest()
+    assert latest is not None
+    assert latest[0].version == "1.3"
+
+
+def test_publishing_again_leaves_the_same_bytes(tmp_path: Path) -> None:
+    store = ModelStore(str(tmp_path))
+    publish(store, 1)
+    before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
+    publish(store, 1)
+    assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b""])
+def test_damaged_weights_are_refused_and_the_version_before_stands(tmp_path: Path, damage: Any) -> None:
+    store = ModelStore(str(tmp_path))
+    publish(store, 1)
+    newest = publish(store, 2)
+    (weights,) = tmp_path.glob("models/*/*-000000000002/weights.safetensors")
+    weights.write_bytes(damage(weights.read_bytes()))
+    with pytest.raises(StoreError, match=f"does not have the digest {newest.digest}"):
+        store.read(newest)
+    latest = store.latest()
+    assert latest is not None
+    assert latest[0].version == "0.1"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"model": ""}'])
+def test_a_torn_or_foreign_manifest_is_no_version(tmp_path: Path, content: str) -> None:
+    store = ModelStore(str(tmp_path))
+    publish(store, 1)
+    publish(store, 2)
+    (manifest,) = tmp_path.glob("models/*/*-000000000002/manifest.json")
+    manifest.write_text(content)
+    assert [manifest.version for manifest in store.versions()] == ["0.1"]
+
+
+def test_weights_without_manifest_are_no_version(tmp_path: Path) -> None:
+    store = ModelStore(str(tmp_path))
+    publish(store, 1)
+    (manifest,) = tmp_path.glob("models/*/*/manifest.json")
+    manifest.unlink()
+    assert store.latest() is None
+
+
+def test_a_snapshot_is_named_by_its_content(tmp_path: Path) -> None:
+    store = ModelStore(str(tmp_path))
+    digest = store.write_snapshot(WEIGHTS)
+    assert files(tmp_path) == [f"snapshots/{digest}.safetensors"]
+    assert np.array_equal(store.read_snapshot(digest)["w"], WEIGHTS["w"])
+    with pytest.raises(StoreError, match=r"no weights at .*0000\.safetensors; they were removed"):
+        store.read_snapshot("0" * 64)
+
+
+@pytest.mark.parametrize("model", ["", "a/b", "../../x", "..", ".", "ä b", "%2e%2e", "C:\\x"])
+def test_a_model_by_any_name_stays_under_the_root(tmp_path: Path, model: str) -> None:
+    root = tmp_path / "deep" / "root"
+    store = ModelStore(str(root))
+    publish(store, 1, model)
+    assert files(root) == files(tmp_path / "deep" / "root")
+    assert len(files(tmp_path)) == len(files(root)) == 2
+    assert [manifest.model for manifest in store.versions(model)] == [model]
+    assert store.versions("another") == []
+
+
+def test_a_manifest_holds_what_is_known_of_the_version(tmp_path: Path) -> None:
+    publish(ModelStore(str(tmp_path)), 3, parent="0.2", config={"learner": "L"})
+    (path,) = tmp_path.glob("models/*/*/manifest.json")
+    content = json.loads(path.read_text())
+    assert (content["parent"], content["examples"], content["config"]) == ("0.2", 3, {"learner": "L"})
+    assert len(content["digest"]) == 64
