@@ -95,6 +95,8 @@ def _personalize(args: argparse.Namespace, flags: Sequence[str], ours: Sequence[
         logging.getLogger().setLevel(logging.WARNING)
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # its tracebacks: ours go to a file
         options = pipeline_options(flags, ours)
+        if not 0 <= args.freeze <= 1:
+            raise UsageError(f"freeze is {args.freeze}; give a share, 0 to 1")
         try:
             folder = movielens.find_folder(args.data)
             ratings = movielens.count_ratings(folder)
@@ -109,7 +111,7 @@ def _personalize(args: argparse.Namespace, flags: Sequence[str], ours: Sequence[
                 freeze_after=round(args.freeze * ratings),
                 spread_ties=args.spread_ties,
             )
-        except (ValueError, OverflowError, OSError) as error:
+        except (ValueError, OSError) as error:
             raise UsageError(str(error)) from error
         monitor.say("predicting and learning", ratings)
         seconds = run(config, options)

@@ -14,6 +14,7 @@ from apache_beam.options.pipeline_options import (
     PrismRunnerOptions,
     StandardOptions,
 )
+from apache_beam.runners.runner import create_runner
 
 from contbatch.pipelines.errors import UsageError
 
@@ -34,6 +35,12 @@ def pipeline_options(flags: Sequence[str], ours: Iterable[str]) -> PipelineOptio
     options = PipelineOptions([*flags])
     runner = options.view_as(StandardOptions).runner or "DirectRunner"
     _refuse_unknown(flags, ours, runner)
+    try:
+        create_runner(runner)
+    except (ValueError, ImportError) as error:
+        raise UsageError(
+            f"unknown runner {runner}; give DirectRunner, PrismRunner, PortableRunner or DataflowRunner"
+        ) from error
     options.view_as(StandardOptions).runner = runner
     # Prism, which DirectRunner may choose by itself, splits a slow stateful bundle and loses the key's state.
     options.view_as(DebugOptions).add_experiment("prism_disable_sdf_split")

@@ -69,8 +69,6 @@ class PersonalizeConfig:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.feedback_delay) and self.feedback_delay >= 0):
             raise ValueError(f"feedback_delay is {self.feedback_delay}; give a finite number of seconds, 0 or more")
-        if self.freeze_after < 0:
-            raise ValueError(f"freeze_after is {self.freeze_after} examples; give 0 or more")
 
 
 def build(pipeline: beam.Pipeline, config: PersonalizeConfig) -> None:
@@ -127,8 +125,8 @@ def run(config: PersonalizeConfig, options: PipelineOptions) -> float:
     """
     _clear(config.out)
     started = time.monotonic()
-    pipeline = beam.Pipeline(options=options)
     try:
+        pipeline = beam.Pipeline(options=options)
         build(pipeline, config)
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -222,7 +222,7 @@ def _sum(used: Floats, encoded: _Encoded, side: Sequence[str]) -> Floats:
 
 
 def _probability(used: Floats, encoded: _Encoded, vectors: Sequence[tuple[Floats, Floats]]) -> Floats:
-    logits = np.bincount(encoded.rows, used[:, 0], encoded.size)
+    logits = np.bincount(encoded.rows, used[:, 0], encoded.size).astype(float, copy=False)  # int for no rows
     for left, right in vectors:
         logits += np.einsum("ij,ij->i", left, right)
     return 0.5 + 0.5 * np.tanh(0.5 * logits)

@@ -117,6 +117,10 @@ def test_a_list_counts_as_the_mean_of_its_factors() -> None:
     assert learner.predict(state, {"user": ["a"], "tags": [[]]}) == pytest.approx([0.5])
 
 
+def test_no_rows_have_no_scores() -> None:
+    assert LISTS.predict(LISTS.init(), columns([])).shape == (0,)
+
+
 def test_weights_of_another_configuration_are_refused() -> None:
     arrays = PAIR.export(PAIR.init())
     with pytest.raises(ValueError, match=r"do not fit bits=12, factors=5; load them with the configuration"):
