@@ -139,6 +139,25 @@ def test_the_weights_that_answer_know_what_was_given_before_the_batch_opened() -
     assert second.version == "0.1"
 
 
+def test_what_is_given_while_a_batch_is_open_waits_for_it() -> None:
+    """Request 0 is answered at 2 s. Request 1 opens a batch at 3 s; label 0 comes at 4 s; request 2 joins at 5 s."""
+    asked = [event(Kind.REQUEST, second, who, who) for who, second in enumerate((0, 3, 5))]
+    outputs = run(sorted([*asked, event(Kind.FEEDBACK, 4, 0, 9)]))
+    assert [(made.request_id, made.version) for made in of(Prediction, outputs)] == [
+        ("0", "0.0"),
+        ("1", "0.0"),
+        ("2", "0.0"),
+    ]
+    assert outputs.index(of(Learned, outputs)[0]) > outputs.index(of(Prediction, outputs)[2])
+
+
+def test_a_request_of_the_very_instant_of_the_deadline_gets_in_and_feedback_does_not() -> None:
+    """A batch that opens at 0 s closes at 2 s."""
+    outputs = run([event(Kind.REQUEST, 0, 0, 0), event(Kind.REQUEST, 2, 1, 1), event(Kind.FEEDBACK, 2, 0, 2)])
+    assert [(made.batch_size, made.version) for made in of(Prediction, outputs)] == [(2, "0.0")] * 2
+    assert len(of(Learned, outputs)) == 1
+
+
 def test_a_batch_closes_when_it_is_full() -> None:
     events = [event(Kind.REQUEST, second, second, second) for second in (0, 1, 1, 1, 2)]
     made = [(one.request_id, one.time // MICROS, one.batch_size, one.reason) for one in of(Prediction, run(events))]

@@ -1,0 +1,95 @@
+"""Sizes at which a straight line does not say what a batch costs: cliffs and steps."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+_SIZES, _REMEMBERED = 64, 50
+"""Sizes that are kept, and batches that a size's mean goes back."""
+_RETRY_FIRST = 1024
+"""Batches after which a cliff is tried again."""
+_WIDER = 1.05
+"""Only a size so much above all that were fine can be a cliff; below, the device has changed."""
+_BETTER = 1.02
+"""Elements a second by which another size must do better."""
+
+
+class _Seen(NamedTuple):
+    """Mean seconds of a size, the sum of squared relative deviations from it, and how many batches."""
+
+    seconds: float
+    squares: float
+    count: int
+
+
+class SizeTable:
+    """What single sizes cost, beside a cost model that is a line.
+
+    A **cliff** is a size from which on batches are far slower, as when a device's memory spills. It is enclosed by
+    bisection between the largest size that was fine and the smallest that was not, and tried again after 1,024
+    batches, then twice as many. A **step** is a size just below a jump, as where a device works in waves: once seen a
+    few times to do clearly more elements a second than the size asked for, it is preferred.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, _Seen] = {}
+        self._good = 0
+        self._bad: int | None = None
+        self._since_bad = 0
+        self._retry_after = _RETRY_FIRST
+
+    def fine(self, size: int, seconds: float) -> None:
+        """Note a batch that took about what it should."""
+        mean, squares, count = self._seen.pop(size, _Seen(seconds, 0.0, 0))
+        count = min(count + 1, _REMEMBERED)
+        deviation = seconds / mean - 1
+        squares = squares * (1 - 1 / _REMEMBERED) + deviation * deviation
+        self._seen[size] = _Seen(mean + (seconds - mean) / count, squares, count)  # popped, so the end is the latest
+        if len(self._seen) > _SIZES:
+            del self._seen[next(iter(self._seen))]
+        self._good = max(self._good, size)
+        self._since_bad += 1
+        if self._bad is not None and size >= self._bad:
+            self._bad, self._retry_after = None, _RETRY_FIRST
+
+    def is_cliff(self, size: int) -> bool:
+        """Note a batch that was far too slow; returns whether its size, untried so far, explains it."""
+        if self._good == 0 or size <= self._good * (1 if self._bad else _WIDER):
+            return False
+        if self._bad is not None and size >= self._bad:
+            self._retry_after *= 2
+        self._bad, self._since_bad = min(size, self._bad or size), 0
+        return True
+
+    def forget(self) -> None:
+        """Drop everything: the device has changed."""
+        self.__init__()  # type: ignore[misc]
+
+    def usable(self, size: int) -> int:
+        """Return the size, or a smaller one where it would be over a cliff."""
+        if self._bad is None or size <= self._good:
+            return size
+        if self._since_bad >= self._retry_after:
+            return min(size, self._bad)
+        enclosed = self._bad - self._good <= max(1, self._good // 32)
+        return min(size, self._good if enclosed else (self._good + self._bad) // 2)
+
+    def prefer(self, size: int, seconds: float, budget: float, limit: int, noise: float) -> int:
+        """Return a seen size that does clearly more a second within the budget, else the one given.
+
+        Args:
+            size: the size to beat, by a line the largest within the budget.
+            seconds: what the line expects it to take.
+            budget: seconds that a batch may take.
+            limit: the largest size allowed.
+            noise: standard deviation of one batch, relative; what a size is taken to have until it is known better.
+        """
+        own = self._seen.get(size)
+        best, rate = size, _BETTER * size / (own.seconds if own and own.count > 1 else seconds)
+        for seen, (mean, squares, count) in self._seen.items():
+            deviation = math.sqrt((2 * noise**2 + squares) / (2 + count))
+            sure = seen / mean * (1 - 2 * deviation / math.sqrt(count))
+            if size <= 2 * seen <= 2 * limit and mean * (1 + 3 * deviation) <= budget and sure > rate:
+                best, rate = seen, sure
+        return best
