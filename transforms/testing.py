@@ -19,10 +19,18 @@ from contbatch.transforms.ledger import name_in, name_out, violations
 
 
 class ManualClock:
-    """A clock that moves only when it is told to; call it for the time in seconds."""
+    """A clock that moves only when it is told to; call it for the time in seconds.
+
+    Pickled and unpickled in one process, as a runner does with what holds it, it stays the same clock.
+    """
 
     def __init__(self, now: float = 0.0) -> None:
         self._now = now
+        self._key = uuid.uuid4().hex
+        _CLOCKS[self._key] = self
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return _clock, (self._key,)
 
     def __call__(self) -> float:
         """Return the time."""
@@ -37,6 +45,13 @@ class ManualClock:
         if seconds < 0:
             raise ValueError(f"cannot advance by {seconds} s; give 0 or more")
         self._now += seconds
+
+
+_CLOCKS: WeakValueDictionary[str, ManualClock] = WeakValueDictionary()
+
+
+def _clock(key: str) -> ManualClock:
+    return _CLOCKS[key]
 
 
 def stepwise(events: Iterable[Event], step: float) -> TestStream:

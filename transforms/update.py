@@ -7,9 +7,10 @@ State per model: ``buffer`` holds chunks not yet processed, ``log`` belongs to t
 what the two mean; all are read once per bundle or firing.
 
 Timers: only WATERMARK ones (a REAL_TIME timer in the class would force DirectRunner onto its slowest runner). On
-bounded input one stands at the oldest buffered event, so that nothing leaves before its hold, and its firing
-drains everything. Live, it stands where the oldest buffered event's batch can be closed, rounded up to ``stride``;
-what happens at a firing leaves with the firing's timestamp and carries its event time in the value.
+bounded input one stands at the oldest buffered event, so that nothing leaves before its hold, and its firing drains
+everything; another one, at the end of time, could fire first and stamp every output with the end of time. Live, it
+stands where the oldest buffered event's batch can be closed, rounded up to ``stride``; what happens at a firing leaves
+with the firing's timestamp and carries its event time in the value.
 """
 
 from __future__ import annotations
@@ -229,7 +230,8 @@ class _PredictThenLearnFn(beam.DoFn):
             head.since = now
         else:
             self._arm(head, due)
-        last.set(_END)
+        if not self._bounded:
+            last.set(_END)
         head_cell.write(head.dump())
 
     @on_timer(DUE)

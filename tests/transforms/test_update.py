@@ -15,7 +15,7 @@ from apache_beam.testing.test_stream import TestStream
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
-from contbatch.transforms import BatchPolicy, Event, Failed, Learned, ModelStore, Prediction, Published
+from contbatch.transforms import BatchPolicy, Event, Failed, ModelStore, Prediction, Published
 from contbatch.transforms.coders import EventCoder
 from contbatch.transforms.events import END_OF_TIME
 from contbatch.transforms.learning import PrequentialLoop, Version
@@ -78,20 +78,21 @@ def test_live_gives_the_same_however_the_watermark_moves(
 
 
 def test_live_and_bounded_publish_the_same_versions(small: Any, tmp_path: Path) -> None:
-    events = small.events(40)
+    events = small.events(50)
     run(beam.Create(events), small.transform(tmp_path / "bounded"))
     run(stepwise(events, 1.0), small.transform(tmp_path / "live"), live=True)
     bounded, live = (ModelStore(str(tmp_path / name)).versions() for name in ("bounded", "live"))
-    assert [manifest.examples for manifest in bounded] == [20, 40]
+    assert bounded[-1].examples == 50
+    assert len(bounded) == 3
     assert live == bounded
 
 
 def test_a_live_batch_does_not_wait_for_the_end_of_input(small: Any, tmp_path: Path) -> None:
-    """Requests at 0 s, deadline 0.5 s, stride 1 s: released at 1 s. The next event comes at 50 s."""
+    """Deadline 0.5 s, stride 1 s: requests of 0 s and 0.9 s leave at 1 s and 2 s. The next event comes at 50 s."""
     source, sink = (
         (
             TestStream(coder=EventCoder())
-            .add_elements([TimestampedValue(small.request(0, 0.0), Timestamp(0))])
+            .add_elements([TimestampedValue(small.request(row, at), Timestamp(at)) for row, at in ((0, 0.0), (2, 0.9))])
             .advance_watermark_to(Timestamp(10))
             .add_elements([TimestampedValue(small.request(1, 50.0), Timestamp(50))])
             .advance_watermark_to_infinity()
@@ -101,7 +102,7 @@ def test_a_live_batch_does_not_wait_for_the_end_of_input(small: Any, tmp_path: P
     with beam.Pipeline(options=PipelineOptions([], streaming=True)) as pipeline:
         done = pipeline | source | small.transform(tmp_path / "store")
         _ = done.predictions | beam.Map(lambda _, timestamp=beam.DoFn.TimestampParam: float(timestamp)) | sink
-    assert min(sink.elements) == 1.0
+    assert sorted(sink.elements)[:2] == [1.0, 2.0]
 
 
 def test_a_windowed_aggregation_downstream_loses_nothing(small: Any, tmp_path: Path) -> None:
@@ -159,9 +160,10 @@ def test_what_arrives_behind_the_watermark_is_late_and_counted(small: Any, tmp_p
 
 
 def test_a_full_buffer_is_processed_early_and_counted(small: Any, tmp_path: Path, caplog: Any) -> None:
-    events, sink = small.events(60), Sink()
-    pipeline = beam.Pipeline(options=PipelineOptions([], streaming=True))
-    done = pipeline | stepwise(events, 1_000.0) | small.transform(tmp_path / "store", max_buffer=50)
+    events = small.events(60)
+    transform = small.transform(tmp_path / "store", max_buffer=50)
+    sink, pipeline = Sink(), beam.Pipeline(options=PipelineOptions([], streaming=True))
+    done = pipeline | stepwise(events, 1_000.0) | transform
     _ = [done[name] for name in OUTPUTS] | beam.Flatten() | sink
     with caplog.at_level(logging.WARNING):
         result = pipeline.run()
@@ -172,17 +174,19 @@ def test_a_full_buffer_is_processed_early_and_counted(small: Any, tmp_path: Path
     assert "max_buffer" in caplog.text
 
 
-def test_a_watermark_that_does_not_move_is_not_waited_for_longer_than_max_wait(small: Any, tmp_path: Path) -> None:
-    transform = small.transform(tmp_path / "store", max_wait=30.0, clock=SteppingClock(20.0))
+def test_a_stuck_watermark_is_not_waited_for_longer_than_max_wait(small: Any, tmp_path: Path, caplog: Any) -> None:
+    """Every look at the clock takes 20 s: with the third chunk the buffer has waited for over 30 s."""
     events = small.events(30)
     stream = TestStream(coder=EventCoder())
-    for event in events:
+    for number, event in enumerate(events):  # a bundle each: the watermark creeps, far behind the first event
+        stream.advance_watermark_to(Timestamp(number - 1_000))
         stream.add_elements([TimestampedValue(event, Timestamp(micros=event.time))])
     stream.advance_watermark_to_infinity()
-    outputs = run(stream, transform, live=True)
+    transform = small.transform(tmp_path / "store", max_wait=30.0, clock=SteppingClock(20.0))
+    with caplog.at_level(logging.WARNING):
+        outputs = run(stream, transform, live=True)
     assert_conserved(events, outputs)
-    learned = [record for record in outputs if isinstance(record, Learned)]
-    assert len(learned) == 30
+    assert "(max_wait)" in caplog.text
 
 
 class SteppingClock(ManualClock):

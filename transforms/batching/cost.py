@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import combinations
-from typing import Any
+from statistics import NormalDist
+from typing import Any, NamedTuple
 
 from contbatch.transforms.batching.sizes import SizeTable
 
@@ -15,12 +16,21 @@ Vector = list[float]
 
 _GAIN_OF_HISTORY = 0.5
 """What all batches before a change count for after it, in batches."""
-_PRIOR_NOISE, _PRIOR_BATCHES = 0.02, 2.0
+_PRIOR_NOISE, _PRIOR_BATCHES = 0.01, 2.0
 """Relative noise that is assumed before any was seen, and for how many batches it counts."""
 _SURPRISE, _LEAST_SURPRISE = 3.0, 0.15
 """A batch surprises beyond so many standard deviations, and so much of its predicted time."""
 _SLOPE_PRECISION = 1e-4
 """Pull of the slopes towards 0, in batches: with one size seen, all of its time is taken as fixed cost."""
+
+
+class _Fit(NamedTuple):
+    """Parameters, inverse of the information, quantile of the ratios, and deviations per unit of uncertainty."""
+
+    parameters: tuple[float, float, float]
+    inverse: list[Vector]
+    factor: float
+    doubt: float
 
 
 class CostModel:
@@ -52,6 +62,7 @@ class CostModel:
         if window < 2:
             raise ValueError(f"window is {window} batches; give 2 or more")
         self._quantile = quantile
+        self._z = NormalDist().inv_cdf(quantile)
         self._forgetting = forgetting
         self._ratios: deque[float] = deque(maxlen=window)
         self._sorted: list[float] = []
@@ -63,7 +74,7 @@ class CostModel:
         self._noise_count = _PRIOR_BATCHES
         self._last: tuple[Vector, float] | None = None
         self._surprise: tuple[Vector, float, float] | None = None
-        self._fitted: tuple[Vector, list[Vector]] | None = None
+        self._fitted: _Fit | None = None
 
     @property
     def is_known(self) -> bool:
@@ -73,8 +84,7 @@ class CostModel:
     @property
     def parameters(self) -> tuple[float, float, float]:
         """``(a, b, c)`` in seconds, seconds per element and seconds per unit of weight; zeros before any batch."""
-        a, b, c = self._fit()[0]
-        return a, b, c
+        return self._fit().parameters
 
     def observe(self, size: int, seconds: float, weight: float = 0.0) -> None:
         """Learn that a batch of this size and total weight took so many seconds.
@@ -86,11 +96,11 @@ class CostModel:
             raise ValueError(f"a batch of {size} took {seconds} s; give a size of 1 or more and finite seconds above 0")
         features = [1.0, float(size), weight]
         if self._last is None:
-            self._sizes.fine(size, seconds)
+            self._sizes.fine(size, seconds, self._sigma)
             self._add(features, seconds)
             return
-        expected = self._mean(features)
-        spread = math.sqrt(1 + self._variance(features) / expected**2)
+        expected = self.expected(size, weight)
+        spread = math.sqrt(1 + self._variance(size, weight) / expected**2)
         error = (seconds / expected - 1) / spread
         if abs(error) > max(_SURPRISE * self._sigma, _LEAST_SURPRISE):
             if error > 0 and self._sizes.is_cliff(size):
@@ -100,24 +110,25 @@ class CostModel:
                 self._change(before, self._surprise)
             return
         self._surprise = None
-        self._sizes.fine(size, seconds)
+        self._sizes.fine(size, seconds, self._sigma)
         self._remember(error)
         self._add(features, seconds)
 
     def expected(self, size: int, weight: float = 0.0) -> float:
         """Return the seconds to expect; 0 before any batch."""
-        return self._mean([1.0, float(size), weight])
+        a, b, c = self._fit().parameters
+        return a + b * size + c * weight
 
     def upper(self, size: int, weight: float = 0.0) -> float:
         """Return seconds that a batch exceeds with probability 1 - ``quantile``; infinite before any batch."""
         if self._last is None:
             return math.inf
-        features = [1.0, float(size), weight]
-        doubt = self._z * self._sigma * math.sqrt(self._variance(features))
-        bound = self._mean(features) * self._factor + doubt
+        fit = self._fit()
+        a, b, c = fit.parameters
         (_, last_size, last_weight), seconds = self._last
         parts = max(math.ceil(size / last_size), math.ceil(weight / last_weight) if last_weight else 1)
-        return min(bound, parts * seconds * self._factor)
+        doubt = fit.doubt * math.sqrt(self._variance(size, weight))
+        return min((a + b * size + c * weight) * fit.factor + doubt, parts * seconds * fit.factor)
 
     def largest(self, seconds: float, limit: int, weight_per_element: float = 0.0) -> int:
         """Return the largest size up to ``limit`` whose :meth:`upper` is within the seconds; at least 1.
@@ -133,7 +144,7 @@ class CostModel:
         size = limit if fits(limit) else self._bisect(fits, limit)
         size = self._sizes.usable(size)
         expected = self.expected(size, size * weight_per_element)
-        return self._sizes.prefer(size, expected, seconds, limit, self._sigma)
+        return self._sizes.prefer(size, expected, seconds, limit)
 
     def _bisect(self, fits: Callable[[int], bool], limit: int) -> int:
         """Return the largest size that fits, or 1. ``fits`` holds on an interval: upper() is convex in the size."""
@@ -171,13 +182,6 @@ class CostModel:
     @property
     def _sigma(self) -> float:
         return math.sqrt(self._noise / self._noise_count)
-
-    @property
-    def _z(self) -> float:
-        """Standard deviations of a normal distribution at the quantile (Abramowitz and Stegun, 26.2.23)."""
-        t = math.sqrt(-2 * math.log(1 - self._quantile))
-        top = 2.515517 + 0.802853 * t + 0.010328 * t * t
-        return t - top / (1 + 1.432788 * t + 0.189269 * t * t + 0.001308 * t**3)
 
     @property
     def _factor(self) -> float:
@@ -219,37 +223,35 @@ class CostModel:
         for features, seconds, _ in surprises:
             self._add(features, seconds)
 
-    def _mean(self, features: Sequence[float]) -> float:
-        return sum(part * feature for part, feature in zip(self._fit()[0], features, strict=True))
+    def _variance(self, size: float, weight: float) -> float:
+        """Return the variance of the expected seconds, in units of the noise."""
+        (aa, ab, ac), (_, bb, bc), (_, _, cc) = self._fit().inverse
+        constant = aa + 2 * (ab * size + ac * weight)
+        return max(0.0, constant + bb * size * size + 2 * bc * size * weight + cc * weight * weight)
 
-    def _variance(self, features: Vector) -> float:
-        """Return the variance of the mean, in units of the noise."""
-        inverse = self._fit()[1]
-        rows = (sum(row[j] * features[j] for j in range(3)) for row in inverse)
-        return max(0.0, sum(feature * value for feature, value in zip(features, rows, strict=True)))
-
-    def _fit(self) -> tuple[Vector, list[Vector]]:
-        """Return the best parameters without a negative one, and the inverse of the information."""
+    def _fit(self) -> _Fit:
+        """Return what follows from the batches so far; computed once between two batches."""
         if self._fitted is None:
             matrix = [row.copy() for row in self._information]
             for i in (1, 2):
                 matrix[i][i] *= 1 + _SLOPE_PRECISION / max(self._count, 1.0)
             used = [i for i in range(3) if matrix[i][i] > 0]
-            best, least = [0.0] * 3, 0.0
-            for chosen in (c for size in range(1, len(used) + 1) for c in combinations(used, size)):
+            best, most = [0.0] * 3, 0.0
+            for chosen in (c for size in range(len(used), 0, -1) for c in combinations(used, size)):
                 inverse = _invert([[matrix[i][j] for j in chosen] for i in chosen])
                 parts = [sum(row[k] * self._evidence[j] for k, j in enumerate(chosen)) for row in inverse]
-                gain = sum(part * self._evidence[i] for part, i in zip(parts, chosen, strict=True))
-                if min(parts) >= 0 and gain > least:
-                    best, least = [0.0] * 3, gain
+                explained = sum(part * self._evidence[i] for part, i in zip(parts, chosen, strict=True))
+                if min(parts) >= 0 and explained > most:
+                    best, most = [0.0] * 3, explained
                     for part, i in zip(parts, chosen, strict=True):
                         best[i] = part
+                    if len(chosen) == len(used):
+                        break  # nothing can be better than the solution without constraints
             full = [[0.0] * 3 for _ in range(3)]
-            inverse = _invert([[matrix[i][j] for j in used] for i in used])
-            for row, i in zip(inverse, used, strict=True):
-                for value, j in zip(row, used, strict=True):
+            for i, row in zip(used, _invert([[matrix[i][j] for j in used] for i in used]), strict=True):
+                for j, value in zip(used, row, strict=True):
                     full[i][j] = value
-            self._fitted = best, full
+            self._fitted = _Fit((best[0], best[1], best[2]), full, self._factor, self._z * self._sigma)
         return self._fitted
 
 

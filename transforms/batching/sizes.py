@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-_SIZES, _REMEMBERED = 64, 50
+_SIZES, _REMEMBERED = 32, 50
 """Sizes that are kept, and batches that a size's mean goes back."""
 _RETRY_FIRST = 1024
 """Batches after which a cliff is tried again."""
@@ -16,11 +16,17 @@ _BETTER = 1.02
 
 
 class _Seen(NamedTuple):
-    """Mean seconds of a size, the sum of squared relative deviations from it, and how many batches."""
+    """What batches of one size took: the mean, the deviations from it, and the bounds that follow.
 
-    seconds: float
+    ``low`` and ``high`` bound the mean by two standard errors, ``top`` a single batch by three deviations.
+    """
+
+    mean: float
     squares: float
-    count: int
+    batches: int
+    low: float
+    high: float
+    top: float
 
 
 class SizeTable:
@@ -39,13 +45,26 @@ class SizeTable:
         self._since_bad = 0
         self._retry_after = _RETRY_FIRST
 
-    def fine(self, size: int, seconds: float) -> None:
-        """Note a batch that took about what it should."""
-        mean, squares, count = self._seen.pop(size, _Seen(seconds, 0.0, 0))
-        count = min(count + 1, _REMEMBERED)
+    def fine(self, size: int, seconds: float, noise: float) -> None:
+        """Note a batch that took about what it should.
+
+        Args:
+            size: of the batch.
+            seconds: that it took.
+            noise: standard deviation of a batch, relative; what a size is taken to have until it is known better.
+        """
+        before = self._seen.pop(size, None)
+        mean, squares, batches = before[:3] if before else (seconds, 0.0, 0)
+        batches = min(batches + 1, _REMEMBERED)
         deviation = seconds / mean - 1
+        mean += (seconds - mean) / batches
         squares = squares * (1 - 1 / _REMEMBERED) + deviation * deviation
-        self._seen[size] = _Seen(mean + (seconds - mean) / count, squares, count)  # popped, so the end is the latest
+        spread = math.sqrt((2 * noise**2 + squares) / (2 + batches))
+        doubt = 2 * spread / math.sqrt(batches)
+        # Popped and added again: the first is the one that was not seen for longest.
+        self._seen[size] = _Seen(
+            mean, squares, batches, mean * (1 - doubt), mean * (1 + doubt), mean * (1 + 3 * spread)
+        )
         if len(self._seen) > _SIZES:
             del self._seen[next(iter(self._seen))]
         self._good = max(self._good, size)
@@ -75,7 +94,7 @@ class SizeTable:
         enclosed = self._bad - self._good <= max(1, self._good // 32)
         return min(size, self._good if enclosed else (self._good + self._bad) // 2)
 
-    def prefer(self, size: int, seconds: float, budget: float, limit: int, noise: float) -> int:
+    def prefer(self, size: int, seconds: float, budget: float, limit: int) -> int:
         """Return a seen size that does clearly more a second within the budget, else the one given.
 
         Args:
@@ -83,13 +102,11 @@ class SizeTable:
             seconds: what the line expects it to take.
             budget: seconds that a batch may take.
             limit: the largest size allowed.
-            noise: standard deviation of one batch, relative; what a size is taken to have until it is known better.
         """
-        own = self._seen.get(size)
-        best, rate = size, _BETTER * size / (own.seconds if own and own.count > 1 else seconds)
-        for seen, (mean, squares, count) in self._seen.items():
-            deviation = math.sqrt((2 * noise**2 + squares) / (2 + count))
-            sure = seen / mean * (1 - 2 * deviation / math.sqrt(count))
-            if size <= 2 * seen <= 2 * limit and mean * (1 + 3 * deviation) <= budget and sure > rate:
-                best, rate = seen, sure
-        return best
+        better, floor, rate, half = size, seconds, 0.0, size / 2
+        for seen, (_, _, _, low, high, top) in self._seen.items():
+            if seen <= size and low > floor:
+                floor = low  # no size is quicker than a smaller one, whatever the line says
+            if half <= seen <= limit and top <= budget and seen > rate * high:
+                better, rate = seen, seen / high
+        return better if rate > _BETTER * size / floor else size
