@@ -20,8 +20,8 @@ _PRIOR_NOISE, _PRIOR_BATCHES = 0.01, 2.0
 """Relative noise that is assumed before any was seen, and for how many batches it counts."""
 _SURPRISE, _LEAST_SURPRISE = 3.0, 0.15
 """A batch surprises beyond so many standard deviations, and so much of its predicted time."""
-_SLOPE_PRECISION = 1e-4
-"""Pull of the slopes towards 0, in batches: with one size seen, all of its time is taken as fixed cost."""
+
+_EXPORTED = ("information", "evidence", "count", "noise", "noise_count", "last", "surprise")
 
 
 class _Fit(NamedTuple):
@@ -159,8 +159,8 @@ class CostModel:
 
     def export(self) -> dict[str, Any]:
         """Return all that has been learned, as JSON values, for :meth:`load` to go on with."""
-        names = ("_information", "_evidence", "_count", "_noise", "_noise_count", "_last", "_surprise")
-        return {"ratios": [*self._ratios], **{name.removeprefix("_"): getattr(self, name) for name in names}}
+        learned = {name: getattr(self, f"_{name}") for name in _EXPORTED}
+        return {"ratios": [*self._ratios], "sizes": self._sizes.export(), **learned}
 
     def load(self, content: dict[str, Any]) -> None:
         """Take over what :meth:`export` returned.
@@ -169,14 +169,14 @@ class CostModel:
             ValueError: a part is missing.
         """
         try:
+            learned = {name: content[name] for name in _EXPORTED}
+            self._sizes.load(content["sizes"])
             for ratio in content["ratios"]:
                 self._keep(ratio)
-            for name in ("information", "evidence", "count", "noise", "noise_count"):
-                setattr(self, f"_{name}", content[name])
-            for name in ("last", "surprise"):
-                setattr(self, f"_{name}", tuple(content[name]) if content[name] else None)
         except KeyError as error:
             raise ValueError(f"an exported cost model has no {error}; give what export() returned") from None
+        for name, value in learned.items():
+            setattr(self, f"_{name}", value)
         self._fitted = None
 
     @property
@@ -233,8 +233,10 @@ class CostModel:
         """Return what follows from the batches so far; computed once between two batches."""
         if self._fitted is None:
             matrix = [row.copy() for row in self._information]
+            # A slope is 0 give or take all of the time: with one size seen, that time is taken as fixed cost.
+            pull = max(self._noise / self._noise_count, 1e-9) / max(self._count, 1.0)
             for i in (1, 2):
-                matrix[i][i] *= 1 + _SLOPE_PRECISION / max(self._count, 1.0)
+                matrix[i][i] *= 1 + pull
             used = [i for i in range(3) if matrix[i][i] > 0]
             best, most = [0.0] * 3, 0.0
             for chosen in (c for size in range(len(used), 0, -1) for c in combinations(used, size)):

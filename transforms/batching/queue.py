@@ -13,8 +13,7 @@ T = TypeVar("T")
 class DeadlineQueue(Generic[T]):
     """A queue in the order of deadlines; equal deadlines in the order of arrival.
 
-    A priority is an earlier deadline, so nothing starves: whatever waits becomes the most urgent in the end. Without
-    any deadline it is first in, first out.
+    Nothing starves: whatever waits becomes the most urgent in the end. Without any deadline it is first in, first out.
     """
 
     def __init__(self) -> None:

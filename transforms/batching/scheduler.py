@@ -73,14 +73,13 @@ class Scheduler(Generic[T]):
         """Return how many elements wait."""
         return len(self._queue)
 
-    def submit(self, item: T, now: float, deadline: float | None = None, priority: float = 0.0) -> bool:
+    def submit(self, item: T, now: float, deadline: float | None = None) -> bool:
         """Add an element; returns whether it was taken in.
 
         Args:
             item: the element.
             now: the time, in seconds.
             deadline: when its answer must be there; by default ``latency_slo`` from now, else never.
-            priority: seconds by which it is more urgent than its deadline says.
         """
         self._submitted += 1
         if len(self._queue) >= self._policy.capacity:
@@ -89,7 +88,7 @@ class Scheduler(Generic[T]):
         if deadline is None:
             slo = self._policy.latency_slo
             deadline = math.inf if slo is None else now + slo
-        self._queue.push(item, deadline - priority)
+        self._queue.push(item, deadline)
         return True
 
     def release(self, now: float) -> Released[T]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _SIZES, _REMEMBERED = 32, 50
 """Sizes that are kept, and batches that a size's mean goes back."""
@@ -110,3 +110,13 @@ class SizeTable:
             if half <= seen <= limit and top <= budget and seen > rate * high:
                 better, rate = seen, seen / high
         return better if rate > _BETTER * size / floor else size
+
+    def export(self) -> dict[str, Any]:
+        """Return all that is known, as JSON values."""
+        seen = [[size, *it] for size, it in self._seen.items()]
+        return {"seen": seen, "cliff": [self._good, self._bad, self._since_bad, self._retry_after]}
+
+    def load(self, content: dict[str, Any]) -> None:
+        """Take over what :meth:`export` returned."""
+        self._seen = {size: _Seen(*it) for size, *it in content["seen"]}
+        self._good, self._bad, self._since_bad, self._retry_after = content["cliff"]
