@@ -12,8 +12,11 @@ from typing import Any, NamedTuple, get_type_hints
 
 import apache_beam as beam
 import fastavro
+from apache_beam.coders import BytesCoder
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.transforms.window import GlobalWindows
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
 from contbatch.transforms.files import replacing
@@ -44,16 +47,9 @@ class WriteRecords(beam.PTransform):
         return (
             records
             | "Pack" >> beam.ParDo(_PackFn(self._schema)).with_output_types(tuple[int, bytes])
-            | "One group" >> beam.GroupByKey()
-            | "Write" >> beam.FlatMapTuple(self._write).with_output_types(str)
+            | "Part" >> beam.Reshuffle()  # fused with a stateful step before it, FnApiRunner loses this one's timer
+            | "Write" >> beam.ParDo(_WriteFn(self._path, self._schema, self._order)).with_output_types(str)
         )
-
-    def _write(self, _: int, chunks: Iterable[bytes]) -> Iterator[str]:
-        rows = [row for chunk in chunks for row in fastavro.reader(BytesIO(chunk))]
-        rows.sort(key=itemgetter(*self._order))
-        with replacing(self._path) as file:
-            _write_avro(file, self._schema, rows, "deflate")
-        yield self._path
 
 
 class _PackFn(beam.DoFn):
@@ -79,6 +75,36 @@ class _PackFn(beam.DoFn):
         _write_avro(buffer, self._schema, self._rows, "null")
         self._rows = []
         return 0, buffer.getvalue()
+
+
+class _WriteFn(beam.DoFn):
+    """Gathers the chunks in state, as Flink groups no more in one key than its sort buffer holds, some megabytes."""
+
+    CHUNKS = BagStateSpec("chunks", BytesCoder())
+    END = TimerSpec("end", TimeDomain.WATERMARK)
+
+    def __init__(self, path: str, schema: dict[str, Any], order: tuple[str, ...]) -> None:
+        self._path = path
+        self._schema = schema
+        self._order = order
+
+    def process(
+        self,
+        element: tuple[int, bytes],
+        chunks: Any = beam.DoFn.StateParam(CHUNKS),
+        end: Any = beam.DoFn.TimerParam(END),
+    ) -> None:
+        chunks.add(element[1])
+        end.set(GlobalWindow().max_timestamp())
+
+    @on_timer(END)
+    def on_end(self, chunks: Any = beam.DoFn.StateParam(CHUNKS)) -> Iterator[str]:
+        rows = [row for chunk in chunks.read() for row in fastavro.reader(BytesIO(chunk))]
+        rows.sort(key=itemgetter(*self._order))
+        with replacing(self._path) as file:
+            _write_avro(file, self._schema, rows, "deflate")
+        chunks.clear()
+        yield self._path
 
 
 class Tally(beam.PTransform):

@@ -44,9 +44,11 @@ def pipeline_options(flags: Sequence[str], ours: Iterable[str]) -> PipelineOptio
     options.view_as(StandardOptions).runner = runner
     # Prism, which DirectRunner may choose by itself, splits a slow stateful bundle and loses the key's state.
     options.view_as(DebugOptions).add_experiment("prism_disable_sdf_split")
-    prism = options.view_as(PrismRunnerOptions)
-    if runner == "PrismRunner" and not prism.prism_location:
-        prism.prism_location = os.environ.get("CONTBATCH_PRISM") or shutil.which("prism")
+    if runner == "PrismRunner":
+        # Else a server that DirectRunner tried to start in this process is used again, wherever its binary was.
+        options.view_as(DebugOptions).add_experiment("disable_prism_server_singleton")
+        prism = options.view_as(PrismRunnerOptions)
+        prism.prism_location = prism.prism_location or os.environ.get("CONTBATCH_PRISM") or shutil.which("prism")
     _bypass_proxy_for_localhost()
     return options
 

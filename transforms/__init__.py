@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from contbatch.transforms.batching import BatchPolicy as BatchPolicy
+    from contbatch.transforms.batching import CostModel as CostModel
     from contbatch.transforms.batching import Reason as Reason
+    from contbatch.transforms.batching import Scheduler as Scheduler
     from contbatch.transforms.codecs import AvroCodec as AvroCodec
     from contbatch.transforms.codecs import Codec as Codec
     from contbatch.transforms.events import Event as Event
@@ -27,6 +29,7 @@ _HOME = {
     "AvroCodec": "codecs",
     "BatchPolicy": "batching",
     "Codec": "codecs",
+    "CostModel": "batching",
     "Event": "events",
     "Failed": "records",
     "Kind": "events",
@@ -37,6 +40,7 @@ _HOME = {
     "Prediction": "records",
     "Published": "records",
     "Reason": "batching",
+    "Scheduler": "batching",
     "SparseLearner": "learning",
 }
 

@@ -38,7 +38,7 @@ def test_same_outputs_as_the_direct_runner_and_nothing_lost_downstream(
             _ = ones | beam.CombineGlobally(sum).without_defaults() | "Count" >> counted
         return sink.elements, sum(counted.elements)
 
-    outputs, counted = run("PrismRunner", prism_location=prism)
+    outputs, counted = run("PrismRunner", prism_location=prism, experiments=["disable_prism_server_singleton"])
     direct, _ = run("DirectRunner")
     assert_conserved(events, outputs)
     assert counted == len(outputs)

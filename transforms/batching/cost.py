@@ -239,8 +239,9 @@ class CostModel:
                 matrix[i][i] *= 1 + pull
             used = [i for i in range(3) if matrix[i][i] > 0]
             best, most = [0.0] * 3, 0.0
+            inverses = {}
             for chosen in (c for size in range(len(used), 0, -1) for c in combinations(used, size)):
-                inverse = _invert([[matrix[i][j] for j in chosen] for i in chosen])
+                inverse = inverses[chosen] = _invert([[matrix[i][j] for j in chosen] for i in chosen])
                 parts = [sum(row[k] * self._evidence[j] for k, j in enumerate(chosen)) for row in inverse]
                 explained = sum(part * self._evidence[i] for part, i in zip(parts, chosen, strict=True))
                 if min(parts) >= 0 and explained > most:
@@ -250,9 +251,10 @@ class CostModel:
                     if len(chosen) == len(used):
                         break  # nothing can be better than the solution without constraints
             full = [[0.0] * 3 for _ in range(3)]
-            for i, row in zip(used, _invert([[matrix[i][j] for j in used] for i in used]), strict=True):
-                for j, value in zip(used, row, strict=True):
-                    full[i][j] = value
+            if used:
+                for i, row in zip(used, inverses[tuple(used)], strict=True):
+                    for j, value in zip(used, row, strict=True):
+                        full[i][j] = value
             self._fitted = _Fit((best[0], best[1], best[2]), full, self._factor, self._z * self._sigma)
         return self._fitted
 
