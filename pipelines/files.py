@@ -47,7 +47,7 @@ class WriteRecords(beam.PTransform):
         return (
             records
             | "Pack" >> beam.ParDo(_PackFn(self._schema)).with_output_types(tuple[int, bytes])
-            | "Part" >> beam.Reshuffle()  # fused with a stateful step before it, FnApiRunner loses this one's timer
+            | "Part" >> beam.Reshuffle()  # else fused: of two such steps FnApiRunner fired one timer
             | "Write" >> beam.ParDo(_WriteFn(self._path, self._schema, self._order)).with_output_types(str)
         )
 
