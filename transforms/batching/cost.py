@@ -219,7 +219,7 @@ class CostModel:
         self._information = [[value * gain / scale**2 for value in row] for row in self._information]
         self._evidence = [value * gain / scale for value in self._evidence]
         self._count, self._surprise = _GAIN_OF_HISTORY, None
-        self._sizes.forget()
+        self._sizes = SizeTable()  # nothing is known of single sizes any more
         for features, seconds, _ in surprises:
             self._add(features, seconds)
 
@@ -232,11 +232,7 @@ class CostModel:
     def _fit(self) -> _Fit:
         """Return what follows from the batches so far; computed once between two batches."""
         if self._fitted is None:
-            matrix = [row.copy() for row in self._information]
-            # A slope is 0 give or take all of the time: with one size seen, that time is taken as fixed cost.
-            pull = max(self._noise / self._noise_count, 1e-9) / max(self._count, 1.0)
-            for i in (1, 2):
-                matrix[i][i] *= 1 + pull
+            matrix = self._information
             used = [i for i in range(3) if matrix[i][i] > 0]
             best, most = [0.0] * 3, 0.0
             inverses = {}

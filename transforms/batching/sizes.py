@@ -81,10 +81,6 @@ class SizeTable:
         self._bad, self._since_bad = min(size, self._bad or size), 0
         return True
 
-    def forget(self) -> None:
-        """Drop everything: the device has changed."""
-        self.__init__()  # type: ignore[misc]
-
     def usable(self, size: int) -> int:
         """Return the size, or a smaller one where it would be over a cliff."""
         if self._bad is None or size <= self._good:

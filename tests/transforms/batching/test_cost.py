@@ -107,6 +107,14 @@ def test_one_outlier_changes_nothing() -> None:
     assert play(model, lambda n: 0.010 + 0.0002 * n, 3) == [steady[-1]] * 3
 
 
+def test_outliers_to_both_sides_are_no_change() -> None:
+    model = CostModel()
+    steady = play(model, lambda n: 0.010 + 0.0002 * n, 100)
+    for seconds in (1.0, 0.001, 1.0, 0.001):
+        model.observe(steady[-1], seconds)
+    assert play(model, lambda n: 0.010 + 0.0002 * n, 3) == [steady[-1]] * 3
+
+
 def test_a_cliff_is_found_and_kept_away_from() -> None:
     sizes = play(CostModel(), lambda n: (0.010 + 0.0002 * n) * (20 if n > 128 else 1), 500)
     assert sum(size > 128 for size in sizes) <= 6
@@ -136,6 +144,7 @@ def test_what_is_exported_goes_on_as_if_nothing_had_happened(batches: int, seed:
     model = CostModel()
     play(model, lambda n: (0.01 + 0.0002 * n) * rng.uniform(0.8, 1.2), batches % 40)
     copy = CostModel()
+    assert copy.expected(10) == 0.0  # looked at before, so that nothing is remembered of it
     copy.load(json.loads(json.dumps(model.export())))
     again = random.Random(seed + 1), random.Random(seed + 1)
     ours, theirs = (
