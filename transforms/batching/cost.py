@@ -21,6 +21,9 @@ _PRIOR_NOISE, _PRIOR_BATCHES = 0.01, 2.0
 _SURPRISE, _LEAST_SURPRISE = 3.0, 0.15
 """A batch surprises beyond so many standard deviations, and so much of its predicted time."""
 
+_LEAST_SECONDS = 1e-9
+"""Below what any batch takes: a prediction of 0 divides nothing."""
+
 _EXPORTED = ("information", "evidence", "count", "noise", "noise_count", "last", "surprise")
 
 
@@ -99,7 +102,7 @@ class CostModel:
             self._sizes.fine(size, seconds, self._sigma)
             self._add(features, seconds)
             return
-        expected = self.expected(size, weight)
+        expected = max(self.expected(size, weight), _LEAST_SECONDS)
         spread = math.sqrt(1 + self._variance(size, weight) / expected**2)
         error = (seconds / expected - 1) / spread
         if abs(error) > max(_SURPRISE * self._sigma, _LEAST_SURPRISE):
@@ -143,7 +146,7 @@ class CostModel:
 
         size = limit if fits(limit) else self._bisect(fits, limit)
         size = self._sizes.usable(size)
-        expected = self.expected(size, size * weight_per_element)
+        expected = max(self.expected(size, size * weight_per_element), _LEAST_SECONDS)
         return self._sizes.prefer(size, expected, seconds, limit)
 
     def _bisect(self, fits: Callable[[int], bool], limit: int) -> int:

@@ -74,12 +74,18 @@ def test_a_negative_part_is_left_out_and_the_others_fitted_again() -> None:
     assert slope * 1000 == pytest.approx((1 / 10 + 4 / 41) / (1 / 100 + 16 / 1681), rel=1e-3)
 
 
-@given(st.lists(st.tuples(st.integers(1, 300), st.floats(1e-4, 10.0)), max_size=30), st.integers(1, 400))
-def test_nothing_is_negative_and_the_upper_bound_is_above_the_mean(points: list[tuple[int, float]], size: int) -> None:
-    model = learned(points)
+batches = st.tuples(st.integers(1, 300), st.floats(1e-4, 10.0), st.sampled_from([0.0, 1.0, 500.0]))
+
+
+@given(st.lists(batches, max_size=30), st.integers(1, 400))
+def test_nothing_is_negative_and_a_size_is_always_found(points: list[tuple[int, float, float]], size: int) -> None:
+    model = CostModel()
+    for observed in points:
+        model.observe(*observed)
     assert min(model.parameters) >= 0
     assert model.expected(size) >= 0
     assert 1 <= model.largest(0.05, size) <= size
+    assert 1 <= model.largest(0.05, size, weight_per_element=3.0) <= size
 
 
 @given(st.integers(0, 10_000))
