@@ -32,7 +32,7 @@ bench: .venv/dev ## run one benchmark: make bench NAME=deadlines; without NAME, 
 bench-peers: .venv-peers/done ## install what the benchmarks compare with
 
 lock: $(BIN)/uv ## solve the dependencies again
-	for lock in demo dev data tools peers; do $(MAKE) --no-print-directory lock-$$lock; done
+	for lock in demo dev data tools ci peers; do $(MAKE) --no-print-directory lock-$$lock; done
 
 clean: ## remove what was installed and built
 	rm -rf .venv .venv-peers build out
@@ -55,6 +55,10 @@ $(BIN)/uv: requirements/tools.lock
 	@$(INSTALL) --no-build-isolation -e .
 	@touch .venv/demo $@
 
+.venv/ci: $(BIN)/uv requirements/ci.lock
+	@$(INSTALL) --require-hashes -r requirements/ci.lock
+	@touch $@
+
 .venv-peers/done: $(BIN)/uv benchmarks/peers/requirements.lock
 	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python .venv-peers
 	@$(BIN)/uv pip install --quiet --python $(PEERS) --no-deps --require-hashes -r benchmarks/peers/requirements.lock
@@ -76,5 +80,7 @@ lock-data:
 	$(COMPILE) --no-deps requirements/data.in -o requirements/data.lock
 lock-tools:
 	$(COMPILE) requirements/tools.in -o requirements/tools.lock
+lock-ci:
+	$(COMPILE) requirements/ci.in -o requirements/ci.lock
 lock-peers:
 	$(COMPILE) benchmarks/peers/requirements.in -o benchmarks/peers/requirements.lock

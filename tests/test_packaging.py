@@ -51,7 +51,7 @@ def test_the_demo_runs_on_the_versions_that_are_tested(root: Path) -> None:
     assert {name: dev.get(name) for name in demo} == demo
 
 
-@pytest.mark.parametrize("lock", ["demo", "dev", "data", "tools"])
+@pytest.mark.parametrize("lock", ["demo", "dev", "data", "tools", "ci"])
 def test_everything_that_is_installed_has_a_hash(root: Path, lock: str) -> None:
     text = (root / "requirements" / f"{lock}.lock").read_text()
     entries = re.split(r"^(?=[A-Za-z0-9])", text, flags=re.M)[1:]
