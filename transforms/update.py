@@ -22,7 +22,6 @@ import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import apache_beam as beam
@@ -31,13 +30,13 @@ from apache_beam.metrics import Metrics
 from apache_beam.options.pipeline_options import DebugOptions
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
-from apache_beam.transforms.window import GlobalWindow, GlobalWindows
-from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
-from apache_beam.utils.windowed_value import WindowedValue
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.utils.timestamp import Timestamp
 
 import contbatch.transforms.coders  # noqa: F401  registers the coders
 from contbatch.transforms import progress
 from contbatch.transforms.batching import BatchPolicy
+from contbatch.transforms.chunks import END, PackFn, at, timestamp_of
 from contbatch.transforms.codecs import Codec
 from contbatch.transforms.events import END_OF_TIME, MICROS, Event, extent, pack, unpack
 from contbatch.transforms.learning import Learner, ModelStore, PrequentialConfig, Version
@@ -45,8 +44,6 @@ from contbatch.transforms.learning.journal import Journal, Position
 from contbatch.transforms.records import Failed, Learned, Prediction, Published
 
 _LOG = logging.getLogger(__name__)
-_END = GlobalWindow().max_timestamp()
-_CHUNK = 512
 
 
 class PredictThenLearn(beam.PTransform):
@@ -116,30 +113,9 @@ class PredictThenLearn(beam.PTransform):
             events |= "Window" >> beam.WindowInto(GlobalWindows())
         return (
             events
-            | "Chunk" >> beam.ParDo(_ChunkFn()).with_output_types(tuple[str, bytes])
+            | "Chunk" >> beam.ParDo(PackFn()).with_output_types(tuple[str, bytes])
             | "Run" >> run.with_outputs("learned", "failed", "published", main="predictions")
         )
-
-
-class _ChunkFn(beam.DoFn):
-    """Packs a bundle's events per model, so that state and shuffle see a chunk where they would see an event."""
-
-    def start_bundle(self) -> None:
-        self._events: dict[str, list[Event]] = {}
-
-    def process(self, event: Event) -> Iterator[WindowedValue]:
-        events = self._events.setdefault(event.model, [])
-        events.append(event)
-        if len(events) >= _CHUNK:
-            yield self._chunk(event.model)
-
-    def finish_bundle(self) -> Iterator[WindowedValue]:
-        for model in list(self._events):
-            yield self._chunk(model)
-
-    def _chunk(self, model: str) -> WindowedValue:
-        events = self._events.pop(model)
-        return _at((model, pack(events)), min(event.time for event in events))
 
 
 @dataclass(frozen=True)
@@ -231,7 +207,7 @@ class _PredictThenLearnFn(beam.DoFn):
         else:
             self._arm(head, due)
         if not self._bounded:
-            last.set(_END)
+            last.set(END)
         head_cell.write(head.dump())
 
     @on_timer(DUE)
@@ -307,7 +283,7 @@ class _PredictThenLearnFn(beam.DoFn):
         """Set the timer for the buffer and, live, for what the loop itself waits for."""
         if self._bounded:
             if head.buffered:
-                due.set(_timestamp(head.oldest))
+                due.set(timestamp_of(head.oldest))
             return
         delay = round(self._settings.config.policy.max_delay * MICROS)
         times = [head.oldest + delay] if head.buffered else []
@@ -316,18 +292,18 @@ class _PredictThenLearnFn(beam.DoFn):
         if times:
             # One microsecond past: a watermark of T promises that nothing before T is missing.
             stride = self._settings.stride
-            due.set(_timestamp(-(-(min(times) + 1) // stride) * stride))
+            due.set(timestamp_of(-(-(min(times) + 1) // stride) * stride))
 
     def _emit(self, model: str, output: Any, hold: int) -> Iterator[Any]:
         if isinstance(output, Prediction):
             progress.add(1)
-            yield _at(output, max(output.time, hold))
+            yield at(output, max(output.time, hold))
         elif isinstance(output, Learned | Failed):
             tag = "learned" if isinstance(output, Learned) else "failed"
-            yield beam.pvalue.TaggedOutput(tag, _at(output, max(output.time, hold)))
+            yield beam.pvalue.TaggedOutput(tag, at(output, max(output.time, hold)))
         else:
             published = self._publish(model, output)
-            yield beam.pvalue.TaggedOutput("published", _at(published, max(published.time, hold)))
+            yield beam.pvalue.TaggedOutput("published", at(published, max(published.time, hold)))
 
     def _publish(self, model: str, version: Version) -> Published:
         config = self._settings.config
@@ -353,13 +329,3 @@ class _PredictThenLearnFn(beam.DoFn):
 
 def _events(buffer: Any) -> Iterable[Event]:
     return (event for chunk in buffer.read() for event in unpack(chunk))
-
-
-def _at(value: Any, micros: int) -> WindowedValue:
-    return GlobalWindows.windowed_value(value, _timestamp(micros))
-
-
-@lru_cache(maxsize=1024)  # what is released together leaves together
-def _timestamp(micros: int) -> Timestamp:
-    """Return a timestamp inside the global window, whatever a record claims."""
-    return Timestamp(micros=min(max(micros, MIN_TIMESTAMP.micros), _END.micros))
