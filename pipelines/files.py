@@ -16,9 +16,10 @@ from apache_beam.coders import BytesCoder
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, TimerSpec, on_timer
-from apache_beam.transforms.window import GlobalWindow, GlobalWindows
+from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.windowed_value import WindowedValue
 
+from contbatch.transforms.chunks import END
 from contbatch.transforms.files import replacing
 
 _CHUNK = 1_000
@@ -81,7 +82,7 @@ class _WriteFn(beam.DoFn):
     """Gathers the chunks in state, as Flink groups no more in one key than its sort buffer holds, some megabytes."""
 
     CHUNKS = BagStateSpec("chunks", BytesCoder())
-    END = TimerSpec("end", TimeDomain.WATERMARK)
+    LAST = TimerSpec("last", TimeDomain.WATERMARK)
 
     def __init__(self, path: str, schema: dict[str, Any], order: tuple[str, ...]) -> None:
         self._path = path
@@ -92,13 +93,13 @@ class _WriteFn(beam.DoFn):
         self,
         element: tuple[int, bytes],
         chunks: Any = beam.DoFn.StateParam(CHUNKS),
-        end: Any = beam.DoFn.TimerParam(END),
+        last: Any = beam.DoFn.TimerParam(LAST),
     ) -> None:
         chunks.add(element[1])
-        end.set(GlobalWindow().max_timestamp())
+        last.set(END)
 
-    @on_timer(END)
-    def on_end(self, chunks: Any = beam.DoFn.StateParam(CHUNKS)) -> Iterator[str]:
+    @on_timer(LAST)
+    def on_last(self, chunks: Any = beam.DoFn.StateParam(CHUNKS)) -> Iterator[str]:
         rows = [row for chunk in chunks.read() for row in fastavro.reader(BytesIO(chunk))]
         rows.sort(key=itemgetter(*self._order))
         with replacing(self._path) as file:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from contbatch.pipelines import movielens, summary
+from contbatch.pipelines import summary
 from contbatch.pipelines.cli import main
 from contbatch.pipelines.errors import JobError
 from contbatch.pipelines.personalize import PersonalizeConfig
@@ -49,12 +49,3 @@ def test_the_tables_show_what_the_summary_holds(finished: PersonalizeConfig) -> 
     text = console.export_text()
     for shown in ("predicted", "400", f"{values['logloss']:.4f}", f"{values['auc']:.4f}", "DirectRunner"):
         assert shown in text
-
-
-def test_the_data_of_the_wheel_are_the_hundred_thousand() -> None:
-    folder = movielens.find_folder(None)
-    assert movielens.count_ratings(folder) == 100_000
-    items = list(movielens.read_ratings(folder))
-    assert sum(isinstance(item, movielens.Rating) for item in items) == 100_000
-    liked = sum(float(item.rating) >= 4 for item in items if isinstance(item, movielens.Rating))
-    assert liked == 55_375  # 55.4 %, as GroupLens' own summary of the data has it

@@ -6,6 +6,7 @@ import math
 from bisect import insort
 from collections import deque
 from collections.abc import Callable
+from copy import deepcopy
 from itertools import combinations
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -20,7 +21,6 @@ _PRIOR_NOISE, _PRIOR_BATCHES = 0.01, 2.0
 """Relative noise that is assumed before any was seen, and for how many batches it counts."""
 _SURPRISE, _LEAST_SURPRISE = 3.0, 0.15
 """A batch surprises beyond so many standard deviations, and so much of its predicted time."""
-
 _LEAST_SECONDS = 1e-9
 """Below what any batch takes: a prediction of 0 divides nothing."""
 
@@ -162,24 +162,25 @@ class CostModel:
 
     def export(self) -> dict[str, Any]:
         """Return all that has been learned, as JSON values, for :meth:`load` to go on with."""
-        learned = {name: getattr(self, f"_{name}") for name in _EXPORTED}
+        learned = {name: deepcopy(getattr(self, f"_{name}")) for name in _EXPORTED}
         return {"ratios": [*self._ratios], "sizes": self._sizes.export(), **learned}
 
     def load(self, content: dict[str, Any]) -> None:
-        """Take over what :meth:`export` returned.
+        """Take over what :meth:`export` returned, instead of what was learned so far.
 
         Raises:
             ValueError: a part is missing.
         """
-        try:
-            learned = {name: content[name] for name in _EXPORTED}
-            self._sizes.load(content["sizes"])
-            for ratio in content["ratios"]:
-                self._keep(ratio)
-        except KeyError as error:
-            raise ValueError(f"an exported cost model has no {error}; give what export() returned") from None
-        for name, value in learned.items():
-            setattr(self, f"_{name}", value)
+        missing = [name for name in ("ratios", "sizes", *_EXPORTED) if name not in content]
+        if missing:
+            raise ValueError(f"an exported cost model has no {missing[0]!r}; give what export() returned")
+        self._sizes.load(content["sizes"])
+        self._ratios.clear()
+        self._sorted.clear()
+        for ratio in content["ratios"]:
+            self._keep(ratio)
+        for name in _EXPORTED:
+            setattr(self, f"_{name}", deepcopy(content[name]))
         self._fitted = None
 
     @property

@@ -30,7 +30,8 @@ class BatchPolicy:
             one instant still share a batch.
         latency_slo: seconds from an element's arrival to its answer, above 0, or ``None`` for no such goal. The
             deadline of elements that have none of their own.
-        capacity: most elements waiting, at least ``max_size``; what comes on top is turned away.
+        capacity: most elements waiting, at least ``max_size``; what comes on top is turned away. ``None`` for 100,000
+            or ``max_size``, whichever is more.
 
     Raises:
         ValueError: a bound is outside its range.
@@ -39,7 +40,7 @@ class BatchPolicy:
     max_size: int = 256
     max_delay: float = 1.0
     latency_slo: float | None = None
-    capacity: int = 100_000
+    capacity: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.max_size, int) or self.max_size < 1:
@@ -48,5 +49,5 @@ class BatchPolicy:
             raise ValueError(f"max_delay is {self.max_delay!r}; give a finite number of seconds, 0 or more")
         if self.latency_slo is not None and not (math.isfinite(self.latency_slo) and self.latency_slo > 0):
             raise ValueError(f"latency_slo is {self.latency_slo!r}; give a finite number of seconds above 0, or None")
-        if self.capacity < self.max_size:
+        if self.capacity is not None and self.capacity < self.max_size:
             raise ValueError(f"capacity is {self.capacity!r}; give at least max_size, {self.max_size}")

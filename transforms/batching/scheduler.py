@@ -13,6 +13,9 @@ from contbatch.transforms.batching.queue import DeadlineQueue
 
 T = TypeVar("T")
 
+_CAPACITY = 100_000
+"""Elements that may wait where the policy does not say."""
+
 
 class Released(NamedTuple, Generic[T]):
     """What to do with a free device.
@@ -53,8 +56,8 @@ class Scheduler(Generic[T]):
     """Batches for one device, formed when the device is free and not before, so that a batch grows until it is taken.
 
     The rule: the most urgent elements, as many as the head's deadline allows by the cost model's upper bound. An idle
-    device never waits. A head that could not be answered even alone is shed. When more than a full batch waits and the
-    head's slack allows only a smaller one, the head is shed if that smaller batch would cost the others more than one
+    device never waits. A head that could not be answered even alone is shed. When a full batch waits and the head's
+    slack allows only a smaller one, the head is shed if that smaller batch would cost the others more than one
     answer (early drop, Shen et al., *Nexus*, SOSP 2019; earliest deadline first with deferral, *Symphony*, 2023).
 
     Args:
@@ -64,6 +67,7 @@ class Scheduler(Generic[T]):
 
     def __init__(self, policy: BatchPolicy, cost: CostModel | None = None) -> None:
         self._policy = policy
+        self._capacity = policy.capacity or max(_CAPACITY, policy.max_size)
         self._cost = cost or CostModel()
         self._queue: DeadlineQueue[T] = DeadlineQueue()
         self._submitted = self._released = self._refused = self._shed = 0
@@ -82,7 +86,7 @@ class Scheduler(Generic[T]):
             deadline: when its answer must be there; by default ``latency_slo`` from now, else never.
         """
         self._submitted += 1
-        if len(self._queue) >= self._policy.capacity:
+        if len(self._queue) >= self._capacity:
             self._refused += 1
             return False
         if deadline is None:

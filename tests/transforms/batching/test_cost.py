@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contbatch.transforms.batching import CostModel
+from contbatch.transforms.batching.sizes import SizeTable
 
 
 def learned(points: list[tuple[int, float]]) -> CostModel:
@@ -162,7 +163,20 @@ def test_what_is_exported_goes_on_as_if_nothing_had_happened(batches: int, seed:
 
 def test_an_export_that_lacks_a_part_is_refused() -> None:
     with pytest.raises(ValueError, match="an exported cost model has no 'information'; give what export"):
-        CostModel().load({"ratios": []})
+        CostModel().load({"ratios": [], "sizes": SizeTable().export()})
+
+
+def test_an_export_is_a_copy_and_loading_it_drops_what_was_learned_since() -> None:
+    model = learned([(10, 0.015), (20, 0.020)] * 5)
+    exported, before = model.export(), model.upper(40)
+    copy = learned([(3, 9.0)] * 7)
+    copy.load(exported)
+    for one in (model, copy):
+        for _ in range(5):
+            one.observe(30, 0.026)
+    assert model.upper(40) == copy.upper(40) != before
+    model.load(exported)
+    assert model.upper(40) == before
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,13 @@ def test_a_goal_is_above_zero(slo: float) -> None:
         BatchPolicy(latency_slo=slo)
 
 
+def test_a_capacity_that_nobody_gave_holds_any_batch() -> None:
+    assert BatchPolicy(max_size=200_000).capacity is None
+    ours: Scheduler[int] = Scheduler(BatchPolicy(max_size=100_002))
+    assert all(ours.submit(number, 0.0) for number in range(100_002))
+    assert not ours.submit(0, 0.0)
+
+
 def test_a_capacity_holds_a_batch() -> None:
     with pytest.raises(ValueError, match="capacity is 3; give at least max_size, 4"):
         BatchPolicy(max_size=4, capacity=3)

@@ -6,22 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from contbatch.transforms import AvroCodec, BatchPolicy, Event, Kind, ModelStore, SparseLearner
+from contbatch.transforms import BatchPolicy, Event, ModelStore, SparseLearner
 from contbatch.transforms.events import END_OF_TIME, MICROS
 from contbatch.transforms.learning import PrequentialConfig, StoreError
 from contbatch.transforms.learning.journal import Journal, Position
+from tests.small import Small
 
-REQUESTS = AvroCodec(
-    {"type": "record", "name": "R", "fields": [{"name": name, "type": "string"} for name in ("request_id", "user")]}
+small = Small()
+CONFIG = PrequentialConfig(
+    SparseLearner(("user",), bits=6), BatchPolicy(4, 1.0), small.requests, small.feedback, ttl=60
 )
-FEEDBACK = AvroCodec(
-    {
-        "type": "record",
-        "name": "F",
-        "fields": [{"name": "request_id", "type": "string"}, {"name": "label", "type": "float"}],
-    }
-)
-CONFIG = PrequentialConfig(SparseLearner(("user",), bits=6), BatchPolicy(4, 1.0), REQUESTS, FEEDBACK, ttl=60)
 
 
 def stretches(count: int = 6, size: int = 5) -> list[tuple[list[Event], int]]:
@@ -31,10 +25,7 @@ def stretches(count: int = 6, size: int = 5) -> list[tuple[list[Event], int]]:
         events = []
         for index in range(size):
             row = number * size + index
-            time = row * MICROS
-            request = REQUESTS.encode({"request_id": str(row), "user": f"u{row % 3}"})
-            label = FEEDBACK.encode({"request_id": str(row), "label": float(row % 2)})
-            events += [Event(time, Kind.REQUEST, row, request), Event(time + MICROS // 2, Kind.FEEDBACK, row, label)]
+            events += [small.request(row, row), small.label(row, row + 0.5, value=float(row % 2))]
         result.append((sorted(events), (number + 1) * size * MICROS))
     return [*result, ([], END_OF_TIME)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +47,9 @@ def streams(draw: st.DrawFn) -> list[Event]:
     return sorted(events)
 
 
-def run(events: list[Event], cuts: list[int] = [], config: PrequentialConfig[Any] = CONFIG, restore: bool = False):  # noqa: B006
+def run(
+    events: list[Event], cuts: Sequence[int] = (), config: PrequentialConfig[Any] = CONFIG, restore: bool = False
+) -> list[Any]:
     """Advance to each cut (microseconds), then to the end of time; returns the outputs."""
     loop, outputs, start = PrequentialLoop(config), [], 0
     for upto in [*sorted(cuts), END_OF_TIME]:
