@@ -48,7 +48,7 @@ def ours(times: list[float]) -> Counter[str]:
         while following < len(times) and times[following] <= now:
             scheduler.submit(times[following], times[following])
             following += 1
-        batch, shed, _ = scheduler.release(now)
+        batch, shed, *_ = scheduler.release(now)
         fates["shed"] += sum(time >= QUIET for time in shed)
         if batch:
             seconds = A + B * len(batch)

@@ -8,10 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from contbatch.transforms.batch import ContinuousBatch as ContinuousBatch
     from contbatch.transforms.batching import BatchPolicy as BatchPolicy
     from contbatch.transforms.batching import CostModel as CostModel
+    from contbatch.transforms.batching import Overflow as Overflow
     from contbatch.transforms.batching import Reason as Reason
     from contbatch.transforms.batching import Scheduler as Scheduler
+    from contbatch.transforms.batching import TimeDomain as TimeDomain
     from contbatch.transforms.codecs import AvroCodec as AvroCodec
     from contbatch.transforms.codecs import Codec as Codec
     from contbatch.transforms.events import Event as Event
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from contbatch.transforms.learning import Learner as Learner
     from contbatch.transforms.learning import ModelStore as ModelStore
     from contbatch.transforms.learning import SparseLearner as SparseLearner
+    from contbatch.transforms.microbatch import MicroBatch as MicroBatch
     from contbatch.transforms.records import Failed as Failed
     from contbatch.transforms.records import Learned as Learned
     from contbatch.transforms.records import Prediction as Prediction
@@ -26,6 +30,10 @@ if TYPE_CHECKING:
     from contbatch.transforms.update import PredictThenLearn as PredictThenLearn
 
 _HOME = {
+    "TimeDomain": "batching",
+    "Overflow": "batching",
+    "MicroBatch": "microbatch",
+    "ContinuousBatch": "batch",
     "AvroCodec": "codecs",
     "BatchPolicy": "batching",
     "Codec": "codecs",

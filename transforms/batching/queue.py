@@ -1,37 +1,73 @@
-"""What waits for a device: earliest deadline first."""
+"""What waits for a device: the most urgent first."""
 
 from __future__ import annotations
 
 import heapq
 import math
-from itertools import count
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
+
+from contbatch.transforms.batching.policy import Reason
 
 T = TypeVar("T")
 
 
-class DeadlineQueue(Generic[T]):
-    """A queue in the order of deadlines; equal deadlines in the order of arrival.
+class Waiting(NamedTuple, Generic[T]):
+    """An element that waits. They compare by urgency, then by arrival.
 
-    Nothing starves: whatever waits becomes the most urgent in the end. Without any deadline it is first in, first out.
+    Attributes:
+        order: its virtual deadline, in seconds: the deadline less the priority.
+        number: of its arrival.
+        item: the element.
+        deadline: when its answer must be there, in seconds; infinite if never.
+        arrival: when it came, in seconds.
+        weight: its weight or length.
+    """
+
+    order: float
+    number: int
+    item: T
+    deadline: float = math.inf
+    arrival: float = 0.0
+    weight: float = 0.0
+
+
+class Choice(NamedTuple, Generic[T]):
+    """The next batch, what is given up for it, and why it is what it is."""
+
+    batch: list[Waiting[T]]
+    shed: list[Waiting[T]]
+    reason: Reason
+
+
+class DeadlineQueue(Generic[T]):
+    """A queue by urgency: earliest virtual deadline first, equal ones in the order of arrival.
+
+    Nothing starves: whatever waits becomes the most urgent in the end.
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[float, int, T]] = []
-        self._number = count()
+        self._heap: list[Waiting[T]] = []
 
     def __len__(self) -> int:
         return len(self._heap)
 
     @property
-    def deadline(self) -> float:
-        """The earliest deadline; infinite when nothing waits or nothing has one."""
-        return self._heap[0][0] if self._heap else math.inf
+    def head(self) -> Waiting[T]:
+        """The most urgent.
 
-    def push(self, item: T, deadline: float = math.inf) -> None:
-        """Add an item."""
-        heapq.heappush(self._heap, (deadline, next(self._number), item))
+        Raises:
+            IndexError: nothing waits.
+        """
+        return self._heap[0]
 
-    def take(self, size: int) -> list[T]:
-        """Remove and return the most urgent items, ``size`` of them or as many as there are."""
-        return [heapq.heappop(self._heap)[2] for _ in range(min(size, len(self._heap)))]
+    def elements(self) -> list[Waiting[T]]:
+        """Return all that wait, in no order."""
+        return list(self._heap)
+
+    def push(self, waiting: Waiting[T]) -> None:
+        """Add an element."""
+        heapq.heappush(self._heap, waiting)
+
+    def take(self, size: int) -> list[Waiting[T]]:
+        """Remove and return the most urgent, ``size`` of them or as many as there are."""
+        return [heapq.heappop(self._heap) for _ in range(min(size, len(self._heap)))]

@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
+from contbatch.transforms.batching.admission import Admission
 from contbatch.transforms.batching.cost import CostModel
-from contbatch.transforms.batching.policy import BatchPolicy, Reason
-from contbatch.transforms.batching.queue import DeadlineQueue
+from contbatch.transforms.batching.lengths import ByLength
+from contbatch.transforms.batching.policy import BatchPolicy, Overflow, Reason
+from contbatch.transforms.batching.queue import Waiting
+from contbatch.transforms.batching.release import Backlog
+from contbatch.transforms.batching.urgency import ByUrgency
 
 T = TypeVar("T")
 
-_CAPACITY = 100_000
-"""Elements that may wait where the policy does not say."""
+_PATIENCE = 60.0
+"""Seconds after its arrival at which an element without deadline or delay is as urgent as one with a deadline."""
 
 
 class Released(NamedTuple, Generic[T]):
     """What to do with a free device.
 
     Attributes:
-        batch: elements to run together, the most urgent first; empty when nothing is left to run.
+        batch: elements to run together, the most urgent first, or with lengths the shortest first; empty when nothing
+            is left to run.
         shed: elements that cannot be answered in time.
         reason: why the batch is what it is.
+        size: what the device runs: as many as the batch holds, or the allowed size that it is padded to.
+        weight: the batch's weight; with lengths its size times its longest.
     """
 
     batch: list[T]
     shed: list[T]
     reason: Reason
+    size: int = 0
+    weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -38,9 +48,10 @@ class SchedulerStatistics:
     Attributes:
         submitted: elements that came.
         released: elements given to the device.
-        refused: elements turned away at once, as ``capacity`` were waiting.
+        refused: elements turned away at once, as too much was waiting.
         shed: elements given up because their deadline could not be met.
         waiting: elements in the queue now.
+        waiting_seconds: what they would take in full batches, by the cost model.
         batches: batches by the reason of their release.
     """
 
@@ -49,96 +60,126 @@ class SchedulerStatistics:
     refused: int
     shed: int
     waiting: int
+    waiting_seconds: float
     batches: dict[Reason, int]
 
 
 class Scheduler(Generic[T]):
     """Batches for one device, formed when the device is free and not before, so that a batch grows until it is taken.
 
-    The rule: the most urgent elements, as many as the head's deadline allows by the cost model's upper bound. An idle
-    device never waits. A head that could not be answered even alone is shed. When a full batch waits and the head's
-    slack allows only a smaller one, the head is shed if that smaller batch would cost the others more than one
-    answer (early drop, Shen et al., *Nexus*, SOSP 2019; earliest deadline first with deferral, *Symphony*, 2023).
+    An idle device never waits. Which elements share a batch is said by :class:`ByUrgency`, and where the policy has
+    lengths by :class:`ByLength`.
 
     Args:
-        policy: ``max_size``, ``latency_slo`` and ``capacity`` are used.
+        policy: all but the clock of ``max_delay`` is used here; the functions are the caller's to call.
         cost: learns from :meth:`finish`; give a shared one to keep what was learned elsewhere.
     """
 
     def __init__(self, policy: BatchPolicy, cost: CostModel | None = None) -> None:
-        self._policy = policy
-        self._capacity = policy.capacity or max(_CAPACITY, policy.max_size)
         self._cost = cost or CostModel()
-        self._queue: DeadlineQueue[T] = DeadlineQueue()
-        self._submitted = self._released = self._refused = self._shed = 0
+        self._count = self._submitted = self._released = self._refused = self._shed = 0
+        self._weight = 0.0
         self._batches: Counter[Reason] = Counter()
+        self._use(policy, [])
 
     def __len__(self) -> int:
         """Return how many elements wait."""
-        return len(self._queue)
+        return self._count
 
-    def submit(self, item: T, now: float, deadline: float | None = None) -> bool:
+    def change(self, policy: BatchPolicy) -> None:
+        """Go on under another policy; what waits keeps its deadline, weight and place."""
+        self._use(policy, self._waiting.elements())
+
+    def _use(self, policy: BatchPolicy, waiting: list[Waiting[T]]) -> None:
+        self._policy = policy
+        self._patience = policy.max_delay if policy.max_delay < math.inf else _PATIENCE
+        self._admission = Admission(policy, self._cost)
+        self._room = policy.most_waiting
+        self._weighs = bool(policy.weight_fn or policy.length_fn)
+        self._bounds_seconds = policy.capacity_seconds is not None
+        self._waiting: ByUrgency[T] | ByLength[T] = (ByLength if policy.pool else ByUrgency)(policy, self._cost)
+        self._add = self._waiting.add
+        for one in waiting:
+            self._add(one)
+
+    def submit(
+        self, item: T, now: float, deadline: float | None = None, weight: float = 0.0, priority: float = 0.0
+    ) -> bool:
         """Add an element; returns whether it was taken in.
+
+        Where it was not, ``overflow`` says what it means: block asks for it again later, and shed gives it up, which
+        is what ``refused`` counts.
 
         Args:
             item: the element.
             now: the time, in seconds.
             deadline: when its answer must be there; by default ``latency_slo`` from now, else never.
+            weight: its weight, or with ``length_fn`` its length.
+            priority: seconds by which it is more urgent than its deadline says.
         """
-        self._submitted += 1
-        if len(self._queue) >= self._capacity:
-            self._refused += 1
+        if self._count >= self._room or (self._bounds_seconds and self._admission.room(self._count, self._weight) <= 0):
+            if self._policy.overflow is Overflow.SHED:
+                self._submitted += 1
+                self._refused += 1
             return False
         if deadline is None:
             slo = self._policy.latency_slo
             deadline = math.inf if slo is None else now + slo
-        self._queue.push(item, deadline)
+        order = deadline if deadline < math.inf else now + self._patience
+        self._add(Waiting(order - priority, self._submitted, item, deadline, now, weight))
+        self._submitted += 1
+        self._count += 1
+        self._weight += weight
         return True
 
-    def release(self, now: float) -> Released[T]:
-        """Return what a free device should run now."""
-        shed = self._hopeless(now)
-        most = min(len(self._queue), self._policy.max_size)
-        if not most:
-            return Released([], shed, Reason.IDLE_DEVICE)
-        size = self._cost.largest(self._queue.deadline - now, most)
-        reason = Reason.IDLE_DEVICE if size == most else Reason.DEADLINE
-        if size == self._policy.max_size:
-            reason = Reason.SIZE
-        batch = self._queue.take(size)
+    def release(self, now: float, flush: bool = False) -> Released[T]:
+        """Return what a free device should run now.
+
+        Args:
+            now: the time, in seconds.
+            flush: whether nothing more is to come, so that what is left over runs next.
+        """
+        batch, shed, reason = self._waiting.choose(now, flush)
+        self._count -= len(batch) + len(shed)
+        self._shed += len(shed)
+        if self._weighs:
+            self._weight -= sum([one.weight for one in shed]) + sum([one.weight for one in batch])
+        items, gone = [one.item for one in batch], [one.item for one in shed]
+        if not batch:
+            return Released(items, gone, reason)
         self._released += len(batch)
         self._batches[reason] += 1
-        return Released(batch, shed, reason)
+        size, weight = len(batch), self._weigh(batch) if self._weighs else 0.0
+        if self._policy.allowed_sizes:
+            size = next(allowed for allowed in self._policy.allowed_sizes if allowed >= size)
+        return Released(items, gone, reason, size, weight)
 
-    def finish(self, size: int, seconds: float) -> None:
-        """Learn that a batch of this size took so many seconds."""
-        self._cost.observe(size, seconds)
+    def backlog(self) -> Backlog:
+        """Return what waits, in summary."""
+        waiting = self._waiting.elements()
+        return Backlog(
+            len(waiting),
+            sum(one.weight for one in waiting),
+            min((one.arrival for one in waiting), default=math.inf),
+            min((one.deadline for one in waiting), default=math.inf),
+        )
+
+    def finish(self, size: int, seconds: float, weight: float = 0.0) -> None:
+        """Learn that a batch of this size and weight took so many seconds."""
+        self._cost.observe(size, seconds, weight)
 
     def statistics(self) -> SchedulerStatistics:
         """Return the counts so far."""
         return SchedulerStatistics(
-            self._submitted, self._released, self._refused, self._shed, len(self._queue), dict(self._batches)
+            self._submitted,
+            self._released,
+            self._refused,
+            self._shed,
+            len(self),
+            self._admission.seconds(len(self), self._weight),
+            dict(self._batches),
         )
 
-    def _hopeless(self, now: float) -> list[T]:
-        """Remove and return the heads that cannot be answered, or for whom a full queue would lose more than one."""
-        alone, together, shed = self._cost.expected(1), self._slack_when_full(), []
-        while self._queue:
-            needed = together if len(self._queue) >= self._policy.max_size else alone
-            if self._queue.deadline - now >= needed:
-                break
-            shed += self._queue.take(1)
-        self._shed += len(shed)
-        return shed
-
-    def _slack_when_full(self) -> float:
-        """Return the slack that a head needs to be worth a batch smaller than ``max_size``, in seconds.
-
-        With batches of s instead of m elements, ``m * T(s) / T(m) - s`` answers are lost. For ``T(n) = a + b * n``
-        that is more than one where ``s < m - T(m) / a``.
-        """
-        most, (fixed, _, _) = self._policy.max_size, self._cost.parameters
-        if fixed == 0.0:
-            return self._cost.expected(1)
-        size = max(1, math.ceil(most - self._cost.expected(most) / fixed))
-        return max(self._cost.expected(1), self._cost.upper(size))
+    def _weigh(self, batch: Sequence[Waiting[T]]) -> float:
+        weights = [one.weight for one in batch]
+        return len(batch) * max(weights) if self._policy.length_fn else sum(weights)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contbatch.transforms.batching import BatchPolicy, CostModel, DeadlineQueue, Reason, Scheduler
+from contbatch.transforms.batching import BatchPolicy, CostModel, DeadlineQueue, Overflow, Reason, Scheduler, Waiting
 
 
 def known_device() -> CostModel:
@@ -19,18 +20,17 @@ def known_device() -> CostModel:
 
 
 def scheduler(size: int = 4, slo: float | None = 0.1, capacity: int = 1_000) -> Scheduler[str]:
-    return Scheduler(BatchPolicy(size, latency_slo=slo, capacity=capacity), known_device())
+    return Scheduler(BatchPolicy(size, latency_slo=slo, capacity=capacity, overflow=Overflow.SHED), known_device())
 
 
 @given(st.lists(st.one_of(st.floats(0, 10), st.none()), max_size=30), st.integers(1, 7))
 def test_a_queue_gives_by_deadline_then_by_arrival(deadlines: list[float | None], size: int) -> None:
-    queue: DeadlineQueue[tuple[float, int]] = DeadlineQueue()
+    queue: DeadlineQueue[str] = DeadlineQueue()
     for number, deadline in enumerate(deadlines):
-        key = float("inf") if deadline is None else deadline
-        queue.push((key, number), key)
+        queue.push(Waiting(math.inf if deadline is None else deadline, number, "item"))
     taken = []
     while queue:
-        taken += queue.take(size)
+        taken += [(one.order, one.number) for one in queue.take(size)]
     assert taken == sorted(taken)
     assert len(taken) == len(deadlines)
 
@@ -50,7 +50,7 @@ def test_a_batch_is_cut_to_meet_the_deadline_of_its_head() -> None:
     ours = scheduler(size=8)
     for name in "abcd":
         ours.submit(name, 0.0)
-    batch, shed, reason = ours.release(0.1 - 0.0117)
+    batch, shed, reason, *_ = ours.release(0.1 - 0.0117)
     assert (batch, shed, reason) == (["a", "b", "c"], [], Reason.DEADLINE)
 
 
@@ -59,7 +59,7 @@ def test_what_cannot_be_answered_even_alone_is_shed_and_nothing_else() -> None:
     ours = scheduler()
     ours.submit("late", 0.0)
     ours.submit("fine", 0.05)
-    batch, shed, _ = ours.release(0.1 - 0.0104)
+    batch, shed, *_ = ours.release(0.1 - 0.0104)
     assert (batch, shed) == (["fine"], ["late"])
 
 
@@ -69,7 +69,7 @@ def test_a_head_that_would_cost_the_others_more_than_itself_is_dropped() -> None
     ours.submit("head", 0.0)
     for number in range(40):
         ours.submit(str(number), 0.07)
-    batch, shed, _ = ours.release(0.1 - 0.0121)
+    batch, shed, *_ = ours.release(0.1 - 0.0121)
     assert shed == ["head"]
     assert len(batch) == 32
 
@@ -79,7 +79,7 @@ def test_the_same_head_is_kept_where_the_queue_is_not_full() -> None:
     ours.submit("head", 0.0)
     for number in range(20):
         ours.submit(str(number), 0.07)
-    batch, shed, reason = ours.release(0.1 - 0.0121)
+    batch, shed, reason, *_ = ours.release(0.1 - 0.0121)
     assert (batch[0], shed, reason) == ("head", [], Reason.DEADLINE)
 
 
@@ -100,7 +100,7 @@ def test_every_element_is_released_or_shed_once_and_in_time(plan: list[tuple[flo
 
     def turn() -> None:
         nonlocal free
-        batch, shed, _ = ours.release(now)
+        batch, shed, *_ = ours.release(now)
         assert len(batch) <= size
         fates.update(batch + shed)
         if batch:
@@ -124,7 +124,7 @@ def test_every_element_is_released_or_shed_once_and_in_time(plan: list[tuple[flo
 
 @pytest.mark.parametrize("slo", [0.0, -1.0, float("nan")])
 def test_a_goal_is_above_zero(slo: float) -> None:
-    with pytest.raises(ValueError, match="give a finite number of seconds above 0, or None"):
+    with pytest.raises(ValueError, match="give a finite number above 0, or None"):
         BatchPolicy(latency_slo=slo)
 
 
@@ -136,5 +136,5 @@ def test_a_capacity_that_nobody_gave_holds_any_batch() -> None:
 
 
 def test_a_capacity_holds_a_batch() -> None:
-    with pytest.raises(ValueError, match="capacity is 3; give at least max_size, 4"):
+    with pytest.raises(ValueError, match="capacity is 3; give at least what a batch is taken from, 4"):
         BatchPolicy(max_size=4, capacity=3)

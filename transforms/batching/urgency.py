@@ -1,0 +1,119 @@
+"""Which elements share a batch when the most urgent go first."""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate
+from typing import Generic, TypeVar
+
+from contbatch.transforms.batching.cost import CostModel
+from contbatch.transforms.batching.policy import BatchPolicy, Reason
+from contbatch.transforms.batching.queue import Choice, DeadlineQueue, Waiting
+from contbatch.transforms.batching.sizing import Sizing
+
+T = TypeVar("T")
+
+
+class ByUrgency(Generic[T]):
+    """The most urgent elements, as many as the tightest deadline among them allows.
+
+    An element that could not be answered even alone is shed. When a full batch waits and the head's slack allows only
+    a smaller one, the head is shed if that smaller batch would cost the others more than one answer (early drop, Shen
+    et al., *Nexus*, SOSP 2019; earliest deadline first with deferral, *Symphony*, 2023).
+    """
+
+    def __init__(self, policy: BatchPolicy, cost: CostModel) -> None:
+        self._policy = policy
+        self._cost = cost
+        self._sizing = Sizing(policy, cost)
+        self._queue: DeadlineQueue[T] = DeadlineQueue()
+        self.add = self._queue.push
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def elements(self) -> list[Waiting[T]]:
+        """Return all that wait, in no order."""
+        return self._queue.elements()
+
+    def choose(self, now: float, flush: bool) -> Choice[T]:
+        """Remove and return the next batch, and what cannot be answered."""
+        shed = self._hopeless_heads(now)
+        batch = self._queue.take(self._policy.max_size)
+        reason = Reason.SIZE if len(batch) == self._policy.max_size else Reason.IDLE_DEVICE
+        if self._policy.max_weight is not None:
+            sums = accumulate(one.weight for one in batch)
+            fitting = max(1, sum(weight <= self._policy.max_weight for weight in sums))
+            if fitting < len(batch):
+                reason = Reason.WEIGHT
+                batch = self._keep(batch, fitting)
+        deadlines = [one.deadline for one in batch]
+        tightest = min(deadlines, default=math.inf)
+        if batch and (tightest < math.inf or self._policy.max_seconds):
+            if tightest - now < self._cost.expected(1):  # by its priority it was less urgent than its deadline says
+                shed += [one for one in batch if one.deadline - now < self._alone(one)]
+                batch = [one for one in batch if one.deadline - now >= self._alone(one)]
+                deadlines = [one.deadline for one in batch]
+            size = self._in_time(batch, deadlines, now)
+            if size < len(batch):
+                reason = Reason.DEADLINE
+                batch = self._keep(batch, size)
+        if batch and self._policy.allowed_sizes:
+            taken = self._sizing.static([one.deadline - now for one in batch], flush)
+            if taken < len(batch):
+                reason = Reason.SIZE
+                batch = self._keep(batch, taken)
+        return Choice(batch, shed, reason)
+
+    def _keep(self, batch: list[Waiting[T]], size: int) -> list[Waiting[T]]:
+        """Return the first of a batch; the others wait again."""
+        for one in batch[size:]:
+            self._queue.push(one)
+        return batch[:size]
+
+    def _alone(self, one: Waiting[T]) -> float:
+        return self._cost.expected(1, one.weight)
+
+    def _in_time(self, batch: list[Waiting[T]], deadlines: list[float], now: float) -> int:
+        """Return how many of the first meet the tightest deadline among them."""
+        each = sum([one.weight for one in batch]) / len(batch) if self._policy.weight_fn and batch else 0.0
+        end = len(batch)
+        while end:
+            tightest = min(deadlines[:end])
+            at = deadlines.index(tightest)
+            size = self._sizing.most(tightest - now, end, each * end)
+            if size > at:
+                return size
+            end = at  # the tightest one comes too late in the order to bind the others
+        return 0
+
+    def _hopeless_heads(self, now: float) -> list[Waiting[T]]:
+        """Remove and return the heads that cannot be answered, or for whom a full queue would lose more than one."""
+        queue, shed = self._queue, []
+        together = None
+        while queue:
+            slack = queue.head.deadline - now
+            if slack == math.inf:
+                break
+            if len(queue) >= self._policy.max_size:
+                if together is None:
+                    together = self._slack_when_full()
+                needed = together
+            else:
+                needed = self._alone(queue.head)
+            if slack >= needed:
+                break
+            shed += queue.take(1)
+        return shed
+
+    def _slack_when_full(self) -> float:
+        """Return the slack that a head needs to be worth a batch smaller than ``max_size``, in seconds.
+
+        With batches of s instead of m elements, ``m * T(s) / T(m) - s`` answers are lost. For ``T(n) = a + b * n``
+        that is more than one where ``s < m - T(m) / a``.
+        """
+        most, (fixed, _, _) = self._policy.max_size, self._cost.parameters
+        if fixed == 0.0:
+            return self._cost.expected(1)
+        size = max(1, math.ceil(most - self._cost.expected(most) / fixed))
+        return max(self._cost.expected(1), self._cost.upper(size))

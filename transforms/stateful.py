@@ -1,0 +1,289 @@
+"""The stateful DoFns behind ``ContinuousBatch``: chunks of rows wait in state, and leave it as micro-batches.
+
+State per key and window: ``rows`` holds packed chunks; ``head`` sums them up, so that they are read only to be
+released. The head is read once per bundle.
+
+Timers. Bounded input and event time use a WATERMARK timer alone (a REAL_TIME timer in the class forces DirectRunner
+onto its slowest runner). Bounded, it stands at the earliest row, which holds the watermark there, and its firing
+empties the buffer. In event time it stands where the first batch can be closed. In real time a REAL_TIME timer
+stands at the next decision, and a WATERMARK timer at the window's end takes what is left then.
+
+Timestamps. A batch leaves at its earliest row's time, or later where the watermark was not held so far back: a value
+behind the watermark would be lost in the next aggregation. Its rows' times are in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.coders import BytesCoder
+from apache_beam.transforms.timeutil import TimeDomain
+from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
+from apache_beam.utils.timestamp import Timestamp
+
+from contbatch.transforms.batching import BatchFormer, Reason
+from contbatch.transforms.buffer import BufferFn, Head, Settings, end_of
+from contbatch.transforms.chunks import timestamp_of
+from contbatch.transforms.events import END_OF_TIME, MICROS
+from contbatch.transforms.rows import Rows, summary
+
+_SKEW = 1e-3
+"""Seconds by which a runner's clock may be ahead of the worker's: runners count in milliseconds."""
+_FOREVER = 1e9
+"""Seconds after which a batch without delay is closed at the latest: the end of its window comes first."""
+_IDLE = 0.3
+"""Seconds from now at which an idle timer stands at the earliest."""
+
+
+class BoundedBatchFn(BufferFn):
+    """Input that ends: batches are full, and the last one takes what is left."""
+
+    ROWS = BagStateSpec("rows", BytesCoder())
+    HEAD = ReadModifyWriteStateSpec("head", BytesCoder())
+    LAST = TimerSpec("last", TimeDomain.WATERMARK)
+
+    def process(
+        self,
+        element: tuple[Any, bytes],
+        timestamp: Timestamp = beam.DoFn.TimestampParam,
+        window: Any = beam.DoFn.WindowParam,
+        bag: Any = beam.DoFn.StateParam(ROWS),
+        cell: Any = beam.DoFn.StateParam(HEAD),
+        last: Any = beam.DoFn.TimerParam(LAST),
+    ) -> Iterator[Any]:
+        """Keep a chunk, and release full batches."""
+        key, chunk = element
+        head = self._head(key, window, cell)
+        bag.add(chunk)
+        head.add(summary(chunk))
+        if self._why(head.backlog):
+            rows = self._read(bag)
+            hold = min(head.hold, timestamp.micros)
+            self._write(head, bag, (yield from self._release(key, window, rows, hold)))
+        if head.time < head.hold:
+            head.hold = head.time
+            last.set(timestamp_of(head.hold))
+        cell.write(head.dump())
+
+    @on_timer(LAST)
+    def on_last(
+        self,
+        key: Any = beam.DoFn.KeyParam,
+        window: Any = beam.DoFn.WindowParam,
+        bag: Any = beam.DoFn.StateParam(ROWS),
+        cell: Any = beam.DoFn.StateParam(HEAD),
+    ) -> Iterator[Any]:
+        """Release what is left."""
+        head = self._head(key, window, cell)
+        if head.backlog.size:
+            yield from self._release(key, window, self._read(bag), head.hold, drain=end_of(window))
+            self._write(head, bag, Rows())
+        head.hold = END_OF_TIME
+        cell.write(head.dump())
+
+
+class RealTimeBatchFn(BufferFn):
+    """Live input on the worker's clock."""
+
+    ROWS = BagStateSpec("rows", BytesCoder())
+    HEAD = ReadModifyWriteStateSpec("head", BytesCoder())
+    DUE = TimerSpec("due", TimeDomain.REAL_TIME)
+    LAST = TimerSpec("last", TimeDomain.WATERMARK)
+
+    def start_bundle(self) -> None:
+        """Start with no timer moved."""
+        super().start_bundle()
+        self._moved: set[Any] = set()
+
+    def process(
+        self,
+        element: tuple[Any, bytes],
+        timestamp: Timestamp = beam.DoFn.TimestampParam,
+        window: Any = beam.DoFn.WindowParam,
+        bag: Any = beam.DoFn.StateParam(ROWS),
+        cell: Any = beam.DoFn.StateParam(HEAD),
+        due: Any = beam.DoFn.TimerParam(DUE),
+        last: Any = beam.DoFn.TimerParam(LAST),
+    ) -> Iterator[Any]:
+        """Keep a chunk, release what is due, and set the timer for the next decision."""
+        key, chunk = element
+        head = self._head(key, window, cell)
+        hold = min(head.hold, timestamp.micros)
+        if not head.backlog.size:
+            last.set(window.max_timestamp())
+        chunk = yield from self._admit(key, window, head, chunk, hold)
+        if chunk:
+            bag.add(chunk)
+            head.add(summary(chunk))
+        if self._why(head.backlog):
+            rows = self._read(bag)
+            self._write(head, bag, (yield from self._release(key, window, rows, hold)))
+        self._arm(head, timestamp.micros, due, (key, window))
+        cell.write(head.dump())
+
+    @on_timer(DUE)
+    def on_due(
+        self,
+        key: Any = beam.DoFn.KeyParam,
+        window: Any = beam.DoFn.WindowParam,
+        timestamp: Timestamp = beam.DoFn.TimestampParam,
+        bag: Any = beam.DoFn.StateParam(ROWS),
+        cell: Any = beam.DoFn.StateParam(HEAD),
+    ) -> Iterator[Any]:
+        """Release all that waits; a firing that has been overtaken (Prism has such) does nothing.
+
+        All, since a timer that is set here would hold the watermark at the wall clock.
+        """
+        head = self._head(key, window, cell)
+        # The firing's own timestamp is where the timer stood, whatever the worker's clock says (on Prism it is not).
+        now = max(self._settings.clock(), timestamp.micros / MICROS) + _SKEW
+        if not head.backlog.size or now < head.armed:
+            return
+        reason = self._rule.due(head.backlog, now) or Reason.DELAY
+        yield from self._empty(key, window, head, bag, cell, reason)
+
+    @on_timer(LAST)
+    def on_last(
+        self,
+        key: Any = beam.DoFn.KeyParam,
+        window: Any = beam.DoFn.WindowParam,
+        bag: Any = beam.DoFn.StateParam(ROWS),
+        cell: Any = beam.DoFn.StateParam(HEAD),
+        due: Any = beam.DoFn.TimerParam(DUE),
+    ) -> Iterator[Any]:
+        """Release all that waits, as the window is complete, and disarm the other timer: it would spin on Flink."""
+        head = self._head(key, window, cell)
+        due.clear()
+        if head.backlog.size:
+            yield from self._empty(key, window, head, bag, cell, end_of(window))
+
+    def _empty(self, key: Any, window: Any, head: Head, bag: Any, cell: Any, reason: Reason) -> Iterator[Any]:
+        yield from self._release(key, window, self._read(bag), head.hold, drain=reason)
+        self._write(head, bag, Rows())
+        head.armed, head.hold = math.inf, END_OF_TIME
+        cell.write(head.dump())
+
+    def _arm(self, head: Head, time: int, due: Any, place: Any) -> None:
+        """Set the timer where the next decision is, if that has changed, or if an older row needs its hold."""
+        now = self._settings.clock()
+        if not head.backlog.size:
+            if head.armed < math.inf:
+                due.clear()
+            head.armed, head.hold = math.inf, END_OF_TIME
+            self._moved.discard(place)
+            return
+        target = self._rule.next_time(head.backlog, now)
+        if self._settings.idle_timer:
+            if place in self._moved:
+                return
+            self._moved.add(place)
+            target = max(target, now + _IDLE)
+        if target == head.armed and time >= head.hold:
+            return
+        if target < math.inf:
+            due.set(Timestamp(micros=math.ceil(target * MICROS)))
+        head.armed, head.hold = target, time
+
+
+class EventTimeBatchFn(BufferFn):
+    """Batches that are a function of the elements and their timestamps alone, live or bounded.
+
+    Args:
+        settings: the policy, coders and clocks.
+        bounded: whether one firing at the end takes all.
+    """
+
+    ROWS = BagStateSpec("rows", BytesCoder())
+    HEAD = ReadModifyWriteStateSpec("head", BytesCoder())
+    DUE = TimerSpec("due", TimeDomain.WATERMARK)
+
+    def __init__(self, settings: Settings, bounded: bool) -> None:
+        super().__init__(settings)
+        self._bounded = bounded
+
+    def process(
+        self,
+        element: tuple[Any, bytes],
+        timestamp: Timestamp = beam.DoFn.TimestampParam,
+        window: Any = beam.DoFn.WindowParam,
+        bag: Any = beam.DoFn.StateParam(ROWS),
+        cell: Any = beam.DoFn.StateParam(HEAD),
+        due: Any = beam.DoFn.TimerParam(DUE),
+    ) -> Iterator[Any]:
+        """Keep a chunk until the watermark says that its stretch of time is complete."""
+        key, chunk = element
+        head = self._head(key, window, cell)
+        hold = min(head.hold, timestamp.micros)
+        chunk = yield from self._admit(key, window, head, chunk, hold)
+        if chunk:
+            bag.add(chunk)
+            head.add(summary(chunk))
+        if self._room(head.backlog) < 0:
+            rows = self._read(bag)
+            upto = sorted(rows.times)[len(rows.times) // 2] + 1
+            self._write(head, bag, (yield from self._form(key, window, rows, hold, upto, Reason.CAPACITY)))
+        self._arm(head, window, due)
+        cell.write(head.dump())
+
+    @on_timer(DUE)
+    def on_due(
+        self,
+        key: Any = beam.DoFn.KeyParam,
+        window: Any = beam.DoFn.WindowParam,
+        timestamp: Timestamp = beam.DoFn.TimestampParam,
+        bag: Any = beam.DoFn.StateParam(ROWS),
+        cell: Any = beam.DoFn.StateParam(HEAD),
+        due: Any = beam.DoFn.TimerParam(DUE),
+    ) -> Iterator[Any]:
+        """Release the batches that are complete."""
+        head = self._head(key, window, cell)
+        last = self._bounded or timestamp >= window.max_timestamp()
+        if head.backlog.size:
+            upto, reason = (END_OF_TIME, end_of(window)) if last else (timestamp.micros, None)
+            hold = head.hold if self._bounded else timestamp.micros
+            rows = self._read(bag)
+            self._write(head, bag, (yield from self._form(key, window, rows, hold, upto, reason)))
+        head.hold = END_OF_TIME
+        self._arm(head, window, due)
+        cell.write(head.dump())
+
+    def _form(
+        self, key: Any, window: Any, rows: Rows, hold: int, upto: int, last: Reason | None
+    ) -> Generator[Any, None, Rows]:
+        """Yield the batches that are complete before an event time, for ``last`` the open one too; returns the rest."""
+        former: BatchFormer[int] = BatchFormer(self._settings.policy)
+        order = self._in_order(rows)
+        stretch = [at for at in order if rows.times[at] < upto]
+        for at in stretch:
+            weight = rows.weights[at] if rows.weights else 0.0
+            if reason := former.reason_before(rows.times[at], weight):
+                yield self._batch(key, window, rows.pick(former.take()), reason, hold)
+            former.add(at, rows.times[at], weight)
+        reason = former.reason_before(min(upto, window.max_timestamp().micros)) or last
+        if former.elements and reason:
+            yield self._batch(key, window, rows.pick(former.take()), reason, hold)
+        return rows.pick(former.elements + order[len(stretch) :])
+
+    def _in_order(self, rows: Rows) -> list[int]:
+        """Return the indices by time, and by content where times are equal, so that the order of arrival is none."""
+        if len(set(rows.times)) == len(rows.times):
+            return sorted(range(len(rows.times)), key=rows.times.__getitem__)
+        return sorted(range(len(rows.times)), key=lambda at: (rows.times[at], self._coder.encode([rows.elements[at]])))
+
+    def _arm(self, head: Head, window: Any, due: Any) -> None:
+        """Set the timer where a batch can be closed, rounded up so that a far step of the watermark is few firings."""
+        if not head.backlog.size:
+            return
+        time = head.time
+        if not self._bounded:
+            delay = min(self._settings.policy.max_delay, _FOREVER)
+            step = max(round(delay * MICROS / 8), 1)
+            # One microsecond past: a watermark of T promises that nothing before T is missing.
+            time = -(-(time + round(delay * MICROS) + 1) // step) * step
+        time = min(time, window.max_timestamp().micros)
+        if time < head.hold:
+            head.hold = time
+            due.set(timestamp_of(time))
