@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any
@@ -80,6 +80,14 @@ class Head:
         *backlog, time, armed, hold = _HEAD.unpack(content)
         return cls(Backlog(*backlog), time, armed, hold)
 
+    @classmethod
+    def of(cls, chunks: Iterable[bytes]) -> Head:
+        """Sum chunks up."""
+        head = cls()
+        for chunk in chunks:
+            head.add(summary(chunk))
+        return head
+
     def dump(self) -> bytes:
         """Return what the cell holds."""
         return _HEAD.pack(*self.backlog, self.time, self.armed, self.hold)
@@ -123,12 +131,16 @@ class BufferFn(beam.DoFn):
         """Keep what was learned."""
         self._cost.save(now=True)
 
-    def _head(self, key: Any, window: Any, cell: Any) -> Head:
-        """Return the summary of what is in state, read once per bundle."""
+    def _head(self, key: Any, window: Any, load: Callable[[], Head]) -> Head:
+        """Return the summary of what is in state, loaded once per bundle."""
         place = self._encode_key(key), window
         if place not in self._heads:
-            self._heads[place] = Head.load(cell.read())
+            self._heads[place] = load()
         return self._heads[place]
+
+    def _forget(self, key: Any, window: Any) -> None:
+        """Load the summary anew when it is asked for next."""
+        self._heads.pop((self._encode_key(key), window), None)
 
     def _release(
         self, key: Any, window: Any, rows: Rows, hold: int, drain: Reason | None = None

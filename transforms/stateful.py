@@ -1,7 +1,7 @@
 """The stateful DoFns behind ``ContinuousBatch``: chunks of rows wait in state, and leave it as micro-batches.
 
 State per key and window: ``rows`` holds packed chunks; ``head`` sums them up, so that they are read only to be
-released. The head is read once per bundle.
+released. State is read once per bundle.
 
 Timers. Bounded input and event time use a WATERMARK timer alone (a REAL_TIME timer in the class forces DirectRunner
 onto its slowest runner). Bounded, it stands at the earliest row, which holds the watermark there, and its firing
@@ -39,34 +39,29 @@ _IDLE = 0.3
 
 
 class BoundedBatchFn(BufferFn):
-    """Input that ends: batches are full, and the last one takes what is left."""
+    """Input that ends: batches are full, and the last one takes what is left.
+
+    Bundles are large here, so the rows themselves are read once per bundle: a second state cell would cost more.
+    """
 
     ROWS = BagStateSpec("rows", BytesCoder())
-    HEAD = ReadModifyWriteStateSpec("head", BytesCoder())
     LAST = TimerSpec("last", TimeDomain.WATERMARK)
 
     def process(
         self,
         element: tuple[Any, bytes],
-        timestamp: Timestamp = beam.DoFn.TimestampParam,
         window: Any = beam.DoFn.WindowParam,
         bag: Any = beam.DoFn.StateParam(ROWS),
-        cell: Any = beam.DoFn.StateParam(HEAD),
         last: Any = beam.DoFn.TimerParam(LAST),
     ) -> Iterator[Any]:
         """Keep a chunk, and release full batches."""
         key, chunk = element
-        head = self._head(key, window, cell)
+        head = self._head(key, window, lambda: Head.of(bag.read()))
         bag.add(chunk)
         head.add(summary(chunk))
+        last.set(timestamp_of(head.time))
         if self._why(head.backlog):
-            rows = self._read(bag)
-            hold = min(head.hold, timestamp.micros)
-            self._write(head, bag, (yield from self._release(key, window, rows, hold)))
-        if head.time < head.hold:
-            head.hold = head.time
-            last.set(timestamp_of(head.hold))
-        cell.write(head.dump())
+            self._write(head, bag, (yield from self._release(key, window, self._read(bag), head.time)))
 
     @on_timer(LAST)
     def on_last(
@@ -74,15 +69,13 @@ class BoundedBatchFn(BufferFn):
         key: Any = beam.DoFn.KeyParam,
         window: Any = beam.DoFn.WindowParam,
         bag: Any = beam.DoFn.StateParam(ROWS),
-        cell: Any = beam.DoFn.StateParam(HEAD),
     ) -> Iterator[Any]:
         """Release what is left."""
-        head = self._head(key, window, cell)
-        if head.backlog.size:
-            yield from self._release(key, window, self._read(bag), head.hold, drain=end_of(window))
-            self._write(head, bag, Rows())
-        head.hold = END_OF_TIME
-        cell.write(head.dump())
+        rows = self._read(bag)
+        if rows.times:
+            yield from self._release(key, window, rows, min(rows.times), drain=end_of(window))
+            bag.clear()
+        self._forget(key, window)
 
 
 class RealTimeBatchFn(BufferFn):
@@ -110,7 +103,7 @@ class RealTimeBatchFn(BufferFn):
     ) -> Iterator[Any]:
         """Keep a chunk, release what is due, and set the timer for the next decision."""
         key, chunk = element
-        head = self._head(key, window, cell)
+        head = self._head(key, window, lambda: Head.load(cell.read()))
         hold = min(head.hold, timestamp.micros)
         if not head.backlog.size:
             last.set(window.max_timestamp())
@@ -137,7 +130,7 @@ class RealTimeBatchFn(BufferFn):
 
         All, since a timer that is set here would hold the watermark at the wall clock.
         """
-        head = self._head(key, window, cell)
+        head = self._head(key, window, lambda: Head.load(cell.read()))
         # The firing's own timestamp is where the timer stood, whatever the worker's clock says (on Prism it is not).
         now = max(self._settings.clock(), timestamp.micros / MICROS) + _SKEW
         if not head.backlog.size or now < head.armed:
@@ -155,7 +148,7 @@ class RealTimeBatchFn(BufferFn):
         due: Any = beam.DoFn.TimerParam(DUE),
     ) -> Iterator[Any]:
         """Release all that waits, as the window is complete, and disarm the other timer: it would spin on Flink."""
-        head = self._head(key, window, cell)
+        head = self._head(key, window, lambda: Head.load(cell.read()))
         due.clear()
         if head.backlog.size:
             yield from self._empty(key, window, head, bag, cell, end_of(window))
@@ -215,7 +208,7 @@ class EventTimeBatchFn(BufferFn):
     ) -> Iterator[Any]:
         """Keep a chunk until the watermark says that its stretch of time is complete."""
         key, chunk = element
-        head = self._head(key, window, cell)
+        head = self._head(key, window, lambda: Head.load(cell.read()))
         hold = min(head.hold, timestamp.micros)
         chunk = yield from self._admit(key, window, head, chunk, hold)
         if chunk:
@@ -239,7 +232,7 @@ class EventTimeBatchFn(BufferFn):
         due: Any = beam.DoFn.TimerParam(DUE),
     ) -> Iterator[Any]:
         """Release the batches that are complete."""
-        head = self._head(key, window, cell)
+        head = self._head(key, window, lambda: Head.load(cell.read()))
         last = self._bounded or timestamp >= window.max_timestamp()
         if head.backlog.size:
             upto, reason = (END_OF_TIME, end_of(window)) if last else (timestamp.micros, None)

@@ -35,7 +35,7 @@ def test_help_needs_no_beam_and_names_every_flag_of_ours() -> None:
         (["personalize", "fast"], "unknown argument fast"),
         (["personalize", "--max_size=many"], "argument --max_size: invalid int value: 'many'"),
         (["personalize", "--max_size=0"], "max_size is 0; give a whole number of elements, 1 or more"),
-        (["personalize", "--max_delay=nan"], "max_delay is nan; give a finite number of seconds, 0 or more"),
+        (["personalize", "--max_delay=nan"], "max_delay is nan; give seconds, 0 or more, or math.inf"),
         (["personalize", "--feedback_delay=-1"], "feedback_delay is -1.0; give a finite number of seconds, 0 or more"),
         (["personalize", "--freeze=2"], "freeze is 2.0; give a share, 0 to 1"),
         (["personalize", "--ttl=1"], "ttl is 1.0 s; give at least the policy's max_delay, 5.0 s"),

@@ -63,6 +63,9 @@ class PrequentialConfig(Generic[State]):
             missing = [field for field in needed if field not in codec.fields]
             if missing:
                 raise ValueError(f"the {name} codec has fields {codec.fields}; it also needs {missing}")
+        policy = self.policy
+        if policy != BatchPolicy(policy.max_size, policy.max_delay, time_domain=policy.time_domain):
+            raise ValueError(f"{policy} has more bounds than the serial loop knows; give max_size and max_delay alone")
         if not (math.isfinite(self.ttl) and self.ttl >= self.policy.max_delay):
             raise ValueError(f"ttl is {self.ttl} s; give at least the policy's max_delay, {self.policy.max_delay} s")
         if self.publish_every < 1:
