@@ -87,8 +87,8 @@ class ContinuousBatch(beam.PTransform):
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
-        if shards < 1:
-            raise ValueError(f"shards is {shards}; give 1 or more")
+        if not 1 <= shards <= 256:
+            raise ValueError(f"shards is {shards}; give 1 to 256")
         self._policy = policy
         self._keyed = keyed
         self._shards = shards
@@ -124,7 +124,7 @@ class ContinuousBatch(beam.PTransform):
             elements
             | "Chunk"
             >> beam.ParDo(_ChunkFn(settings, self._shards)).with_output_types(
-                typehints.Tuple.__getitem__((key_type, bytes))
+                typehints.Tuple.__getitem__((bytes, bytes))
             )
             | "Batch" >> beam.ParDo(fn).with_output_types(out, shed=out).with_outputs("shed", main="batches")
         )
@@ -145,7 +145,11 @@ class ContinuousBatch(beam.PTransform):
 
 
 class _ChunkFn(beam.DoFn):
-    """Packs a bundle's elements per key and window, with what the policy has to know of them."""
+    """Packs a bundle's elements per key and window, with what the policy has to know of them.
+
+    Chunks are keyed by the key's encoding: Beam's workers find state by Python's equality, by which ``True`` and ``1``
+    would share it.
+    """
 
     def __init__(self, settings: Settings, shards: int) -> None:
         self._settings = settings
@@ -175,10 +179,10 @@ class _ChunkFn(beam.DoFn):
             key, value = element
             place = self._encode_key(key), window
         else:
-            key, value, place = None, element, window
+            value, place = element, (b"", window)
         chunk = self._open.get(place)
         if chunk is None:
-            chunk = self._open[place] = _Open(key, window, self._settings.clock(), Rows())
+            chunk = self._open[place] = _Open(*place, self._settings.clock(), Rows())
         rows = chunk.rows
         rows.elements.append(value)
         rows.times.append(timestamp.micros)
@@ -214,7 +218,7 @@ class _ChunkFn(beam.DoFn):
         rows.arrivals = [chunk.arrival] * len(rows.times)
         if not self._settings.keyed:
             self._shard = (self._shard + 1) % self._shards
-            key = f"{_PROCESS}-{self._shard}"
+            key = _PROCESS + bytes((self._shard,))
         return WindowedValue((key, pack(rows, self._coder)), timestamp_of(min(rows.times)), (chunk.window,))
 
 
@@ -222,13 +226,13 @@ class _ChunkFn(beam.DoFn):
 class _Open:
     """A chunk that is being filled."""
 
-    key: Any
+    key: bytes
     window: Any
     arrival: float
     rows: Rows
 
 
-_PROCESS = uuid.uuid4().hex
+_PROCESS = uuid.uuid4().bytes
 """Names this process in the keys of unkeyed input."""
 
 
@@ -239,8 +243,6 @@ def _never() -> float:
 
 def _number(name: str, value: float, least: float = -math.inf) -> float:
     value = float(value)
-    if not least <= value:
-        raise ValueError(
-            f"{name} returned {value}; it has to return a number{f' of {least:g} or more' if least == 0 else ''}"
-        )
+    if not value >= least:  # nor a NaN
+        raise ValueError(f"{name} returned {value}; it has to return a number from {least:g}")
     return value

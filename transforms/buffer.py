@@ -117,11 +117,11 @@ class BufferFn(beam.DoFn):
         self._learns = settings.policy.asks_costs
         self._admission = Admission(settings.policy, self._cost)
         self._coder = ElementsCoder(settings.coder)
-        self._encode_key = settings.key_coder.get_impl().encode
+        self._decode_key = settings.key_coder.get_impl().decode
 
     def start_bundle(self) -> None:
         """Know no state yet."""
-        self._heads: dict[Any, Head] = {}
+        self._heads: dict[tuple[bytes, Any], Head] = {}
 
     def finish_bundle(self) -> None:
         """Keep what was learned, now and then."""
@@ -131,19 +131,19 @@ class BufferFn(beam.DoFn):
         """Keep what was learned."""
         self._cost.save(now=True)
 
-    def _head(self, key: Any, window: Any, load: Callable[[], Head]) -> Head:
+    def _head(self, key: bytes, window: Any, load: Callable[[], Head]) -> Head:
         """Return the summary of what is in state, loaded once per bundle."""
-        place = self._encode_key(key), window
+        place = key, window
         if place not in self._heads:
             self._heads[place] = load()
         return self._heads[place]
 
-    def _forget(self, key: Any, window: Any) -> None:
+    def _forget(self, key: bytes, window: Any) -> None:
         """Load the summary anew when it is asked for next."""
-        self._heads.pop((self._encode_key(key), window), None)
+        self._heads.pop((key, window), None)
 
     def _release(
-        self, key: Any, window: Any, rows: Rows, hold: int, drain: Reason | None = None
+        self, key: bytes, window: Any, rows: Rows, hold: int, drain: Reason | None = None
     ) -> Generator[Any, None, Rows]:
         """Yield batches of the rows as long as one is due, or until none is left; returns the rows that are left."""
         clock, stopwatch = self._settings.clock, self._settings.stopwatch
@@ -185,7 +185,7 @@ class BufferFn(beam.DoFn):
     def _room(self, backlog: Backlog) -> int:
         return self._admission.room(backlog.size, backlog.weight)
 
-    def _admit(self, key: Any, window: Any, head: Head, chunk: bytes, hold: int) -> Generator[Any, None, bytes]:
+    def _admit(self, key: bytes, window: Any, head: Head, chunk: bytes, hold: int) -> Generator[Any, None, bytes]:
         """Shed what there is no room for, the least urgent and then the latest first; returns the chunk without it."""
         count = summary(chunk).backlog.size
         room = max(0, self._room(head.backlog))
@@ -196,23 +196,24 @@ class BufferFn(beam.DoFn):
         yield self._shed_rows(key, window, rows.pick(sorted(order[room:])), Reason.CAPACITY, hold)
         return pack(rows.pick(sorted(order[:room])), self._coder) if room else b""
 
-    def _batch(self, key: Any, window: Any, rows: Rows, reason: Reason, hold: int, size: int = 0) -> WindowedValue:
+    def _batch(self, key: bytes, window: Any, rows: Rows, reason: Reason, hold: int, size: int = 0) -> WindowedValue:
         count = len(rows.times)
         self._batched.inc(count)
         self._sizes.update(count)
         self._reasons[reason].inc()
         return self._at(key, window, MicroBatch(rows.elements, rows.times, reason, size or count), hold)
 
-    def _shed_rows(self, key: Any, window: Any, rows: Rows, reason: Reason, hold: int) -> beam.pvalue.TaggedOutput:
+    def _shed_rows(self, key: bytes, window: Any, rows: Rows, reason: Reason, hold: int) -> beam.pvalue.TaggedOutput:
         count = len(rows.times)
         self._shed.inc(count)
         batch = MicroBatch(rows.elements, rows.times, reason, count)
         return beam.pvalue.TaggedOutput("shed", self._at(key, window, batch, hold))
 
-    def _at(self, key: Any, window: Any, batch: MicroBatch[Any], hold: int) -> WindowedValue:
+    def _at(self, key: bytes, window: Any, batch: MicroBatch[Any], hold: int) -> WindowedValue:
         """Return the batch at its earliest time, but neither behind the watermark nor outside its window."""
         time = min(max(min(batch.times), hold), window.max_timestamp().micros)
-        return WindowedValue((key, batch) if self._settings.keyed else batch, timestamp_of(time), (window,))
+        out = (self._decode_key(key), batch) if self._settings.keyed else batch
+        return WindowedValue(out, timestamp_of(time), (window,))
 
     def _read(self, bag: Any) -> Rows:
         rows = Rows()

@@ -16,6 +16,9 @@ from contbatch.transforms.events import Event, pack
 END = GlobalWindow().max_timestamp()
 """The last instant of the global window."""
 
+MILLI = 1_000
+"""Microseconds to which runners cut the time of a timer: one that has to be late enough stands at a multiple."""
+
 _MOST = 512
 """Events in a chunk."""
 

@@ -26,14 +26,12 @@ from apache_beam.utils.timestamp import Timestamp
 
 from contbatch.transforms.batching import BatchFormer, Reason
 from contbatch.transforms.buffer import BufferFn, Head, Settings, end_of
-from contbatch.transforms.chunks import timestamp_of
+from contbatch.transforms.chunks import MILLI, timestamp_of
 from contbatch.transforms.events import END_OF_TIME, MICROS
 from contbatch.transforms.rows import Rows, summary
 
 _SKEW = 1e-3
 """Seconds by which a runner's clock may be ahead of the worker's: runners count in milliseconds."""
-_FOREVER = 1e9
-"""Seconds after which a batch without delay is closed at the latest: the end of its window comes first."""
 _IDLE = 0.3
 """Seconds from now at which an idle timer stands at the earliest."""
 
@@ -49,7 +47,7 @@ class BoundedBatchFn(BufferFn):
 
     def process(
         self,
-        element: tuple[Any, bytes],
+        element: tuple[bytes, bytes],
         window: Any = beam.DoFn.WindowParam,
         bag: Any = beam.DoFn.StateParam(ROWS),
         last: Any = beam.DoFn.TimerParam(LAST),
@@ -66,7 +64,7 @@ class BoundedBatchFn(BufferFn):
     @on_timer(LAST)
     def on_last(
         self,
-        key: Any = beam.DoFn.KeyParam,
+        key: bytes = beam.DoFn.KeyParam,
         window: Any = beam.DoFn.WindowParam,
         bag: Any = beam.DoFn.StateParam(ROWS),
     ) -> Iterator[Any]:
@@ -93,7 +91,7 @@ class RealTimeBatchFn(BufferFn):
 
     def process(
         self,
-        element: tuple[Any, bytes],
+        element: tuple[bytes, bytes],
         timestamp: Timestamp = beam.DoFn.TimestampParam,
         window: Any = beam.DoFn.WindowParam,
         bag: Any = beam.DoFn.StateParam(ROWS),
@@ -120,7 +118,7 @@ class RealTimeBatchFn(BufferFn):
     @on_timer(DUE)
     def on_due(
         self,
-        key: Any = beam.DoFn.KeyParam,
+        key: bytes = beam.DoFn.KeyParam,
         window: Any = beam.DoFn.WindowParam,
         timestamp: Timestamp = beam.DoFn.TimestampParam,
         bag: Any = beam.DoFn.StateParam(ROWS),
@@ -141,7 +139,7 @@ class RealTimeBatchFn(BufferFn):
     @on_timer(LAST)
     def on_last(
         self,
-        key: Any = beam.DoFn.KeyParam,
+        key: bytes = beam.DoFn.KeyParam,
         window: Any = beam.DoFn.WindowParam,
         bag: Any = beam.DoFn.StateParam(ROWS),
         cell: Any = beam.DoFn.StateParam(HEAD),
@@ -153,7 +151,7 @@ class RealTimeBatchFn(BufferFn):
         if head.backlog.size:
             yield from self._empty(key, window, head, bag, cell, end_of(window))
 
-    def _empty(self, key: Any, window: Any, head: Head, bag: Any, cell: Any, reason: Reason) -> Iterator[Any]:
+    def _empty(self, key: bytes, window: Any, head: Head, bag: Any, cell: Any, reason: Reason) -> Iterator[Any]:
         yield from self._release(key, window, self._read(bag), head.hold, drain=reason)
         self._write(head, bag, Rows())
         head.armed, head.hold = math.inf, END_OF_TIME
@@ -199,7 +197,7 @@ class EventTimeBatchFn(BufferFn):
 
     def process(
         self,
-        element: tuple[Any, bytes],
+        element: tuple[bytes, bytes],
         timestamp: Timestamp = beam.DoFn.TimestampParam,
         window: Any = beam.DoFn.WindowParam,
         bag: Any = beam.DoFn.StateParam(ROWS),
@@ -224,7 +222,7 @@ class EventTimeBatchFn(BufferFn):
     @on_timer(DUE)
     def on_due(
         self,
-        key: Any = beam.DoFn.KeyParam,
+        key: bytes = beam.DoFn.KeyParam,
         window: Any = beam.DoFn.WindowParam,
         timestamp: Timestamp = beam.DoFn.TimestampParam,
         bag: Any = beam.DoFn.StateParam(ROWS),
@@ -233,7 +231,7 @@ class EventTimeBatchFn(BufferFn):
     ) -> Iterator[Any]:
         """Release the batches that are complete."""
         head = self._head(key, window, lambda: Head.load(cell.read()))
-        last = self._bounded or timestamp >= window.max_timestamp()
+        last = self._bounded or timestamp.micros // MILLI >= window.max_timestamp().micros // MILLI
         if head.backlog.size:
             upto, reason = (END_OF_TIME, end_of(window)) if last else (timestamp.micros, None)
             hold = head.hold if self._bounded else timestamp.micros
@@ -244,7 +242,7 @@ class EventTimeBatchFn(BufferFn):
         cell.write(head.dump())
 
     def _form(
-        self, key: Any, window: Any, rows: Rows, hold: int, upto: int, last: Reason | None
+        self, key: bytes, window: Any, rows: Rows, hold: int, upto: int, last: Reason | None
     ) -> Generator[Any, None, Rows]:
         """Yield the batches that are complete before an event time, for ``last`` the open one too; returns the rest."""
         former: BatchFormer[int] = BatchFormer(self._settings.policy)
@@ -270,13 +268,14 @@ class EventTimeBatchFn(BufferFn):
         """Set the timer where a batch can be closed, rounded up so that a far step of the watermark is few firings."""
         if not head.backlog.size:
             return
-        time = head.time
-        if not self._bounded:
-            delay = min(self._settings.policy.max_delay, _FOREVER)
-            step = max(round(delay * MICROS / 8), 1)
+        time, delay, end = head.time, self._settings.policy.max_delay, window.max_timestamp().micros
+        if delay == math.inf and not self._bounded:
+            time = end
+        elif not self._bounded:
+            step = max(round(delay * MICROS / 8 / MILLI), 1) * MILLI
             # One microsecond past: a watermark of T promises that nothing before T is missing.
             time = -(-(time + round(delay * MICROS) + 1) // step) * step
-        time = min(time, window.max_timestamp().micros)
+        time = min(time, end)
         if time < head.hold:
             head.hold = time
             due.set(timestamp_of(time))

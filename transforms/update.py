@@ -36,7 +36,7 @@ from apache_beam.utils.timestamp import Timestamp
 import contbatch.transforms.coders  # noqa: F401  registers the coders
 from contbatch.transforms import progress
 from contbatch.transforms.batching import BatchPolicy
-from contbatch.transforms.chunks import END, PackFn, at, timestamp_of
+from contbatch.transforms.chunks import END, MILLI, PackFn, at, timestamp_of
 from contbatch.transforms.codecs import Codec
 from contbatch.transforms.events import END_OF_TIME, MICROS, Event, extent, pack, unpack
 from contbatch.transforms.learning import Learner, ModelStore, PrequentialConfig, Version
@@ -62,7 +62,7 @@ class PredictThenLearn(beam.PTransform):
         feedback: codec of the feedback payloads: ``request_id``, ``label`` in [0, 1] and optionally ``weight``.
         ttl: seconds of event time that a request waits for its label, or a label for its request.
         publish_every: examples between published versions.
-        stride: live only: seconds of event time to which firings are rounded up. Less latency against more
+        stride: live only: seconds of event time to which firings are rounded up, at least 0.001. Less latency against more
             firings, each of which reads the buffer once.
         max_buffer: most events buffered per model. Beyond it the older half is processed early, counted as
             ``forced``: events from before that point are late afterwards, so determinism is lost.
@@ -92,15 +92,15 @@ class PredictThenLearn(beam.PTransform):
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("stride", stride),
-            ("max_buffer", max_buffer),
-            ("snapshot_every", snapshot_every),
+        for name, value, least in (
+            ("stride", stride, MILLI / MICROS),
+            ("max_buffer", max_buffer, 1),
+            ("snapshot_every", snapshot_every, 1),
         ):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} is {value!r}; give a finite number above 0")
+            if not (math.isfinite(value) and value >= least):
+                raise ValueError(f"{name} is {value!r}; give a finite number of {least:g} or more")
         config = PrequentialConfig(learner, policy, requests, feedback, ttl, publish_every)
-        self._settings = _Settings(config, store, round(stride * MICROS), max_buffer, max_wait, snapshot_every, clock)
+        self._settings = _Settings(config, store, round(stride * MICROS / MILLI) * MILLI, max_buffer, max_wait, snapshot_every, clock)
 
     def expand(self, events: beam.PCollection[Event]) -> beam.pvalue.DoOutputsTuple:
         """Chunk the events, group them by model, run the loops."""
