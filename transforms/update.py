@@ -62,8 +62,8 @@ class PredictThenLearn(beam.PTransform):
         feedback: codec of the feedback payloads: ``request_id``, ``label`` in [0, 1] and optionally ``weight``.
         ttl: seconds of event time that a request waits for its label, or a label for its request.
         publish_every: examples between published versions.
-        stride: live only: seconds of event time to which firings are rounded up, at least 0.001. Less latency against more
-            firings, each of which reads the buffer once.
+        stride: live only: seconds of event time to which firings are rounded up, at least 0.001. Less latency against
+            more firings, each of which reads the buffer once.
         max_buffer: most events buffered per model. Beyond it the older half is processed early, counted as
             ``forced``: events from before that point are late afterwards, so determinism is lost.
         max_wait: live only: seconds of real time after which new input forces the older half of a buffer whose
@@ -100,7 +100,8 @@ class PredictThenLearn(beam.PTransform):
             if not (math.isfinite(value) and value >= least):
                 raise ValueError(f"{name} is {value!r}; give a finite number of {least:g} or more")
         config = PrequentialConfig(learner, policy, requests, feedback, ttl, publish_every)
-        self._settings = _Settings(config, store, round(stride * MICROS / MILLI) * MILLI, max_buffer, max_wait, snapshot_every, clock)
+        whole = round(stride * MICROS / MILLI) * MILLI
+        self._settings = _Settings(config, store, whole, max_buffer, max_wait, snapshot_every, clock)
 
     def expand(self, events: beam.PCollection[Event]) -> beam.pvalue.DoOutputsTuple:
         """Chunk the events, group them by model, run the loops."""
