@@ -140,7 +140,7 @@ def _encode_arrays(arrays: list[np.ndarray]) -> bytes:
     """Encode arrays as blocks: one for all if they have one shape and type, else one each."""
     first = arrays[0]
     same = all(one.shape == first.shape and one.dtype == first.dtype for one in arrays)
-    blocks = [np.stack(arrays)] if same else [one[np.newaxis] for one in arrays]
+    blocks = [np.stack(arrays).astype(first.dtype, copy=False)] if same else [one[np.newaxis] for one in arrays]
     parts = [struct.pack("<BI", 1, len(blocks))]
     for block in blocks:
         kind = block.dtype.str.encode()
@@ -159,7 +159,8 @@ def _decode_arrays(encoded: bytes) -> list[np.ndarray]:
         offset += 2 + 4 * dimensions + length
         dtype = np.dtype(encoded[offset - length : offset].decode())
         size = int(np.prod(shape, dtype=np.int64))
-        arrays.extend(np.frombuffer(encoded, dtype, size, offset).reshape(shape).copy())
+        block = np.frombuffer(encoded, dtype, size, offset).reshape(shape).copy()
+        arrays.extend(block[at, ...] for at in range(len(block)))
         offset += size * dtype.itemsize
     return arrays
 

@@ -176,7 +176,10 @@ class RealTimeBatchFn(BufferFn):
             return
         if target < math.inf:
             due.set(Timestamp(micros=math.ceil(target * MICROS)))
-        head.armed, head.hold = target, time
+            head.armed, head.hold = target, time
+        elif head.armed < math.inf:
+            due.clear()
+            head.armed, head.hold = math.inf, END_OF_TIME
 
 
 class EventTimeBatchFn(BufferFn):

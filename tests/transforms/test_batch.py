@@ -96,8 +96,8 @@ def test_a_consumer_may_name_the_type() -> None:
     assert sink.elements == [6]
 
 
-def test_a_long_delay_on_bounded_input_ends_and_so_does_one_without_end() -> None:
-    for delay in (3_600.0, math.inf):
+def test_nobody_waits_on_bounded_input_however_short_or_long_the_delay() -> None:
+    for delay in (0.0, 3_600.0, math.inf):
         done = bounded([(0, number) for number in range(5)], ContinuousBatch(BatchPolicy(8, delay), shards=1))
         assert [(list(batch), batch.reason) for batch in done] == [([0, 1, 2, 3, 4], Reason.DRAIN)]
 

@@ -155,7 +155,8 @@ class BatchPolicy:
     def unhurried(self) -> BatchPolicy:
         """Return the policy for input on which nobody waits: a goal of latency bounds what a batch takes instead."""
         seconds = min((value for value in (self.max_seconds, self.latency_slo) if value is not None), default=None)
-        return replace(self, latency_slo=None, deadline_fn=None, max_seconds=seconds, overflow=Overflow.BLOCK)
+        calm = replace(self, latency_slo=None, deadline_fn=None, max_seconds=seconds, overflow=Overflow.BLOCK)
+        return calm if self.time_domain is TimeDomain.EVENT_TIME else replace(calm, max_delay=math.inf)
 
     @property
     def asks_costs(self) -> bool:
