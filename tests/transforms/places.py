@@ -156,6 +156,7 @@ class Place:
             if not ready:
                 break
             time, name = min(ready)
+            self._move(time)
             self.fire(name, time)
         self._move()
 
@@ -170,32 +171,27 @@ class Place:
         timer = self.timers[name]
         self._element = timer.hold if timer.real_time else time
         if timer.time == time:
-            hold, timer.time = timer.hold, END_OF_TIME
-            self._call(getattr(self.fn, f"on_{name}"), timestamp=Timestamp(micros=time))
-            if timer.time == END_OF_TIME and timer.hold == hold:
-                timer.hold = END_OF_TIME
-        else:
-            self._call(getattr(self.fn, f"on_{name}"), timestamp=Timestamp(micros=time))
+            timer.clear()
+        self._call(getattr(self.fn, f"on_{name}"), timestamp=Timestamp(micros=time))
         self._move()
 
-    def _move(self) -> None:
-        holds = [timer.hold for timer in self.timers.values()]
-        self.output = max(self.output, min(self.watermark, *holds))
+    def _move(self, most: int = END_OF_TIME) -> None:
+        """Move the output watermark on to where nothing holds it."""
+        self.output = max(self.output, min(self.watermark, most, *(timer.hold for timer in self.timers.values())))
 
     def _call(self, method: Callable[..., Any], **given: Any) -> None:
         """Call a method with those parameters that it has, and keep and check what it yields."""
         offered = {"key": b"", "window": self.window, "bag": self.bag, "cell": self.cell, **self.timers, **given}
         names = method.__code__.co_varnames[1 : method.__code__.co_argcount]
-        for value in method(**{name: offered[name] for name in names}):
-            kept = self.batches
-            if isinstance(value, beam.pvalue.TaggedOutput):
-                kept, value = self.shed, value.value
+        for out in method(**{name: offered[name] for name in names}):
+            is_shed = isinstance(out, beam.pvalue.TaggedOutput)
+            value = out.value if is_shed else out
             batch, time = value.value, value.timestamp.micros
             assert value.windows == (self.window,)
             assert time <= self.window.max_timestamp().micros
             assert time >= min(self.output, self._element), "a batch is behind the watermark"
             assert len(batch) > 0
-            kept.append(batch)
+            (self.shed if is_shed else self.batches).append(batch)
 
     def out(self) -> Counter[int]:
         """Return how often each element came out."""

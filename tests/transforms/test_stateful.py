@@ -108,6 +108,16 @@ def test_on_bounded_input_everything_leaves_once_and_only_the_last_batch_is_not_
     assert all(len(batch) == policy.max_size for batch in place.batches[:-1])
 
 
+def test_what_comes_after_a_firing_in_the_same_bundle_waits_anew() -> None:
+    place = Place(BoundedBatchFn, BatchPolicy(3).unhurried())
+    place.push([1.0, 2.0])
+    place.fire("last", 1 * MICROS)
+    place.push([3.0])
+    assert [list(batch) for batch in place.batches] == [[0, 1]]
+    place.finish()
+    assert [list(batch) for batch in place.batches] == [[0, 1], [2]]
+
+
 def test_the_earliest_element_holds_the_watermark_for_those_before_it() -> None:
     """The timer was set by the element of 20 s; that of 10 s is older, and has to set it again."""
     place = Place(RealTimeBatchFn, BatchPolicy(8, 5.0))
