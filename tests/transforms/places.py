@@ -89,6 +89,7 @@ class Place:
         self.window = window or GlobalWindow()
         self.batches: list[MicroBatch[int]] = []
         self.shed: list[MicroBatch[int]] = []
+        self.left_at: list[float] = []
         self.pushed: list[int] = []
         self.watermark = self.output = -(10**12)
         self.firings = 0
@@ -191,6 +192,7 @@ class Place:
             assert time <= self.window.max_timestamp().micros
             assert time >= min(self.output, self._element), "a batch is behind the watermark"
             assert len(batch) > 0
+            self.left_at.append(time / MICROS)
             (self.shed if is_shed else self.batches).append(batch)
 
     def out(self) -> Counter[int]:

@@ -128,6 +128,25 @@ def test_the_earliest_element_holds_the_watermark_for_those_before_it() -> None:
     assert place.output == 10 * MICROS
 
 
+@pytest.mark.parametrize(
+    ("delay", "times", "left_at"),
+    [
+        (1.0, (3.0, 5.0), 3.0),  # the timer has held the watermark at 3 s
+        (1.0, (5.0, 4.5), 4.5),  # the element itself is the earliest, and holds it while it is processed
+        (math.inf, (3.0, 5.0), 5.0),  # nothing has held it: it stands at 4 s
+    ],
+)
+def test_a_batch_leaves_at_its_earliest_time_that_is_not_behind_the_watermark(
+    delay: float, times: tuple[float, float], left_at: float
+) -> None:
+    place = Place(RealTimeBatchFn, BatchPolicy(2, delay))
+    place.push(times[:1])
+    place.advance_watermark(4.0)
+    place.push(times[1:])
+    assert [list(batch) for batch in place.batches] == [[0, 1]]
+    assert place.left_at == [left_at]
+
+
 def test_a_firing_that_was_overtaken_does_nothing() -> None:
     """The first two fill a batch before their timer, at 1,001 s; it fires all the same, when the third has 0.9 s."""
     place = Place(RealTimeBatchFn, BatchPolicy(2, 1.0))
