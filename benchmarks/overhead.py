@@ -85,7 +85,8 @@ def kept(report: Report) -> None:
             batches = timed | beam.WindowInto(FixedWindows(1)) | batching
             _ = batches | beam.ParDo(Device(clock)) | sink
         ran[name] = list(sink.elements)
-        assert sum(size for size, _ in ran[name]) == WINDOWS * PER_WINDOW
+        if sum(size for size, _ in ran[name]) != WINDOWS * PER_WINDOW:
+            raise RuntimeError(f"{name} lost elements: {ran[name]}")
     count = {name: float(len(batches)) for name, batches in ran.items()}
     late = {name: float(sum(seconds > SLO + 1e-9 for _, seconds in batches)) for name, batches in ran.items()}
     best = WINDOWS * -(-PER_WINDOW // round((SLO - A) / B))
