@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from contbatch.transforms.batching.cost import CostModel
 from contbatch.transforms.batching.policy import BatchPolicy, Reason
 from contbatch.transforms.batching.queue import Choice, DeadlineQueue, Waiting
+from contbatch.transforms.batching.sizing import Sizing
 
 T = TypeVar("T")
 Array = NDArray[Any]
@@ -34,6 +35,7 @@ class ByLength(Generic[T]):
     def __init__(self, policy: BatchPolicy, cost: CostModel) -> None:
         self._policy = policy
         self._cost = cost
+        self._sizing = Sizing(policy, cost)
         self._queue: DeadlineQueue[T] = DeadlineQueue()
         self._pool: list[Waiting[T]] = []
 
@@ -51,48 +53,65 @@ class ByLength(Generic[T]):
     def choose(self, now: float, flush: bool) -> Choice[T]:
         """Remove and return the next batch, and what cannot be answered."""
         shed: list[Waiting[T]] = []
-        while self._queue and len(self._pool) < self._policy.pool:
-            for one in self._queue.take(self._policy.pool - len(self._pool)):
-                insort(self._pool, one, key=_length)
-            if any(one.deadline < math.inf for one in self._pool):
-                hopeless = [one for one in self._pool if one.deadline - now < self._cost.expected(1, one.weight)]
-                self._remove(hopeless)
-                shed += hopeless
+        while hopeless := self._fill(now):
+            self._remove(hopeless)
+            shed += hopeless
         if not self._pool:
             return Choice([], shed, Reason.IDLE_DEVICE)
         full = len(self._pool) >= self._policy.pool
-        head, batch = min(self._pool), self._best()
-        reason = Reason.SIZE if full else Reason.IDLE_DEVICE
+        head, best = min(self._pool), self._best()
+        batch = self._in_time(best, now)
+        reason = Reason.DEADLINE if len(batch) < len(best) else Reason.SIZE if full else Reason.IDLE_DEVICE
         if not self._can_wait(head, batch, now):
-            slack = head.deadline - now
-            batch = self._best(head, slack)
-            reason = Reason.DELAY if slack == math.inf else Reason.DEADLINE
+            batch = self._in_time(self._best(head), now, head)
+            reason = Reason.DELAY if head.deadline == math.inf else Reason.DEADLINE
         self._remove(batch)
         return Choice(batch, shed, reason)
 
+    def _fill(self, now: float) -> list[Waiting[T]]:
+        """Fill the pool, and return what of it could not be answered even alone."""
+        for one in self._queue.take(self._policy.pool - len(self._pool)):
+            insort(self._pool, one, key=_length)
+        if all([one.deadline == math.inf for one in self._pool]):
+            return []
+        return [one for one in self._pool if one.deadline - now < self._seconds([one])]
+
     def _can_wait(self, head: Waiting[T], batch: list[Waiting[T]], now: float) -> bool:
         """Whether the head will be in time even if this batch runs first, or with it."""
-        seconds = self._cost.upper(len(batch), _padded(batch))
-        tightest = min(one.deadline for one in batch)
-        if tightest < math.inf and now + seconds > tightest:
-            return False
         if any(one is head for one in batch):
             return True
-        if head.deadline < math.inf and now + seconds + self._cost.upper(1, head.weight) > head.deadline:
+        seconds = self._upper(batch) + self._upper([head])
+        if head.deadline < math.inf and now + seconds > head.deadline:
             return False
-        return now + self._cost.expected(len(batch), _padded(batch)) < head.arrival + self._policy.max_delay
+        return now + self._seconds(batch) < head.arrival + self._policy.max_delay
+
+    def _seconds(self, batch: list[Waiting[T]]) -> float:
+        size = self._sizing.padded(len(batch))
+        return self._cost.expected(size, size * batch[-1].weight)
+
+    def _upper(self, batch: list[Waiting[T]]) -> float:
+        size = self._sizing.padded(len(batch))
+        return self._cost.upper(size, size * batch[-1].weight)
 
     def _remove(self, waiting: list[Waiting[T]]) -> None:
         gone = {one.number for one in waiting}
         self._pool = [one for one in self._pool if one.number not in gone]
 
-    def _best(self, head: Waiting[T] | None = None, slack: float = math.inf) -> list[Waiting[T]]:
-        """Return the batch with the least regret per element, by length.
+    def _in_time(self, batch: list[Waiting[T]], now: float, head: Waiting[T] | None = None) -> list[Waiting[T]]:
+        """Return a batch without its longest elements, as far as it would be late with them; the head stays."""
+        longest = self._policy.max_seconds or math.inf
+        if longest == math.inf and all([one.deadline == math.inf for one in batch]):
+            return batch
+        batch = list(batch)
+        while len(batch) > self._policy.min_size:
+            slack = min(longest, min([one.deadline for one in batch]) - now)
+            if self._upper(batch) <= slack:
+                break
+            del batch[0 if batch[-1] is head else -1]
+        return batch
 
-        Args:
-            head: an element that must be among them, or ``None`` for the best batch of all.
-            slack: seconds that it may take.
-        """
+    def _best(self, head: Waiting[T] | None = None) -> list[Waiting[T]]:
+        """Return the batch with the least regret per element, by length; the head is in it if one is given."""
         lengths = np.array([one.weight for one in self._pool])
         start, end = np.ogrid[: len(lengths), : min(self._policy.max_size, len(lengths))]
         end = start + end + 1  # batch (i, k): the elements from i on, k + 1 of them
@@ -105,10 +124,7 @@ class ByLength(Generic[T]):
             inside &= (start <= at) & (at < end)
         regret = np.where(inside, self._regret(lengths, size, padded, start, end), np.inf)
         first, last = divmod(int(regret.argmin()), regret.shape[1])
-        batch = self._pool[first : first + last + 1]
-        while len(batch) > 1 and self._cost.upper(len(batch), len(batch) * batch[-1].weight) > slack:
-            del batch[0 if batch[-1] is head else -1]
-        return batch
+        return self._pool[first : first + last + 1]
 
     def _regret(self, lengths: Array, size: Array, padded: Array, start: Array, end: Array) -> Array:
         """Return the regret per element of the batches from ``start`` to ``end``."""
@@ -121,10 +137,6 @@ class ByLength(Generic[T]):
         sums = np.concatenate([[0.0], np.cumsum(lengths)])
         padding = padded - (sums[end] - sums[start])
         return (fixed * (1 - size / self._policy.max_size) + per_length * padding) / size
-
-
-def _padded(batch: list[Waiting[Any]]) -> float:
-    return len(batch) * batch[-1].weight
 
 
 def _length(one: Waiting[Any]) -> float:

@@ -14,6 +14,7 @@ from contbatch.transforms.batching.lengths import ByLength
 from contbatch.transforms.batching.policy import BatchPolicy, Overflow, Reason
 from contbatch.transforms.batching.queue import Waiting
 from contbatch.transforms.batching.release import Backlog
+from contbatch.transforms.batching.sizing import Sizing
 from contbatch.transforms.batching.urgency import ByUrgency
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ class Released(NamedTuple, Generic[T]):
         shed: elements that cannot be answered in time.
         reason: why the batch is what it is.
         size: what the device runs: as many as the batch holds, or the allowed size that it is padded to.
-        weight: the batch's weight; with lengths its size times its longest.
+        weight: the batch's weight; with lengths its padded size times its longest.
     """
 
     batch: list[T]
@@ -93,6 +94,7 @@ class Scheduler(Generic[T]):
     def _use(self, policy: BatchPolicy, waiting: list[Waiting[T]]) -> None:
         self._policy = policy
         self._patience = policy.max_delay if policy.max_delay < math.inf else _PATIENCE
+        self._sizing = Sizing(policy, self._cost)
         self._admission = Admission(policy, self._cost)
         self._room = policy.most_waiting
         self._weighs = bool(policy.weight_fn or policy.length_fn)
@@ -149,10 +151,8 @@ class Scheduler(Generic[T]):
             return Released(items, gone, reason)
         self._released += len(batch)
         self._batches[reason] += 1
-        size, weight = len(batch), self._weigh(batch) if self._weighs else 0.0
-        if self._policy.allowed_sizes:
-            size = next(allowed for allowed in self._policy.allowed_sizes if allowed >= size)
-        return Released(items, gone, reason, size, weight)
+        size = self._sizing.padded(len(batch))
+        return Released(items, gone, reason, size, self._weigh(batch, size) if self._weighs else 0.0)
 
     def backlog(self) -> Backlog:
         """Return what waits, in summary."""
@@ -180,6 +180,6 @@ class Scheduler(Generic[T]):
             dict(self._batches),
         )
 
-    def _weigh(self, batch: Sequence[Waiting[T]]) -> float:
+    def _weigh(self, batch: Sequence[Waiting[T]], size: int) -> float:
         weights = [one.weight for one in batch]
-        return len(batch) * max(weights) if self._policy.length_fn else sum(weights)
+        return size * max(weights) if self._policy.length_fn else sum(weights)

@@ -41,25 +41,26 @@ class ByUrgency(Generic[T]):
         shed = self._hopeless_heads(now)
         batch = self._queue.take(self._policy.max_size)
         reason = Reason.SIZE if len(batch) == self._policy.max_size else Reason.IDLE_DEVICE
+        weights = [one.weight for one in batch] if self._policy.weight_fn else []
+        sums = list(accumulate(weights))
         if self._policy.max_weight is not None:
-            sums = accumulate(one.weight for one in batch)
-            fitting = max(1, sum(weight <= self._policy.max_weight for weight in sums))
+            fitting = max(1, sum([weight <= self._policy.max_weight for weight in sums]))
             if fitting < len(batch):
                 reason = Reason.WEIGHT
                 batch = self._keep(batch, fitting)
-        deadlines = [one.deadline for one in batch]
-        tightest = min(deadlines, default=math.inf)
+        tightest = min([one.deadline for one in batch], default=math.inf)
         if batch and (tightest < math.inf or self._policy.max_seconds):
-            if tightest - now < self._cost.expected(1):  # by its priority it was less urgent than its deadline says
-                shed += [one for one in batch if one.deadline - now < self._alone(one)]
-                batch = [one for one in batch if one.deadline - now >= self._alone(one)]
-                deadlines = [one.deadline for one in batch]
-            size = self._in_time(batch, deadlines, now)
+            if tightest - now < self._sizing.alone():  # by its priority it was less urgent than its deadline says
+                late = [one for one in batch if one.deadline - now < self._sizing.alone(one.weight)]
+                batch = [one for one in batch if one.deadline - now >= self._sizing.alone(one.weight)]
+                shed += late
+                sums = list(accumulate([one.weight for one in batch])) if sums else sums
+            size = self._in_time(batch, sums, now)
             if size < len(batch):
                 reason = Reason.DEADLINE
                 batch = self._keep(batch, size)
         if batch and self._policy.allowed_sizes:
-            taken = self._sizing.static([one.deadline - now for one in batch], flush)
+            taken = self._sizing.static([one.deadline - now for one in batch], sums, flush)
             if taken < len(batch):
                 reason = Reason.SIZE
                 batch = self._keep(batch, taken)
@@ -71,17 +72,13 @@ class ByUrgency(Generic[T]):
             self._queue.push(one)
         return batch[:size]
 
-    def _alone(self, one: Waiting[T]) -> float:
-        return self._cost.expected(1, one.weight)
-
-    def _in_time(self, batch: list[Waiting[T]], deadlines: list[float], now: float) -> int:
+    def _in_time(self, batch: list[Waiting[T]], sums: list[float], now: float) -> int:
         """Return how many of the first meet the tightest deadline among them."""
-        each = sum([one.weight for one in batch]) / len(batch) if self._policy.weight_fn and batch else 0.0
-        end = len(batch)
+        deadlines, end = [one.deadline for one in batch], len(batch)
         while end:
             tightest = min(deadlines[:end])
             at = deadlines.index(tightest)
-            size = self._sizing.most(tightest - now, end, each * end)
+            size = self._sizing.most(tightest - now, end, sums)
             if size > at:
                 return size
             end = at  # the tightest one comes too late in the order to bind the others
@@ -95,12 +92,11 @@ class ByUrgency(Generic[T]):
             slack = queue.head.deadline - now
             if slack == math.inf:
                 break
+            needed = self._sizing.alone(queue.head.weight)
             if len(queue) >= self._policy.max_size:
                 if together is None:
                     together = self._slack_when_full()
-                needed = together
-            else:
-                needed = self._alone(queue.head)
+                needed = max(needed, together)
             if slack >= needed:
                 break
             shed += queue.take(1)
@@ -114,6 +110,6 @@ class ByUrgency(Generic[T]):
         """
         most, (fixed, _, _) = self._policy.max_size, self._cost.parameters
         if fixed == 0.0:
-            return self._cost.expected(1)
+            return 0.0
         size = max(1, math.ceil(most - self._cost.expected(most) / fixed))
-        return max(self._cost.expected(1), self._cost.upper(size))
+        return self._cost.upper(size)

@@ -1,4 +1,4 @@
-"""Sizes on a device that takes 10 ms and 0.5 ms an element."""
+"""Sizes on a device that takes 10 ms + 0.5 ms * n, and exactly that."""
 
 from __future__ import annotations
 
@@ -6,83 +6,143 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from contbatch.transforms.batching import BatchPolicy, CostModel, Reason, Scheduler
+from contbatch.transforms.batching import BatchPolicy, CostModel
 from contbatch.transforms.batching.sizing import Sizing
+from tests.transforms.batching.devices import Line
+
+DEVICE = Line(0.010, 0.0005)
 
 
-def known_device(a: float = 0.010, b: float = 0.0005) -> CostModel:
-    model = CostModel()
-    for size in (1, 8, 16, 32) * 6:
-        model.observe(size, a + b * size)
-    return model
-
-
-def sizing(cost: CostModel | None = None, **bounds: Any) -> Sizing:
-    return Sizing(BatchPolicy(**bounds), cost or known_device())
+def sizing(cost: CostModel = DEVICE, **policy: Any) -> Sizing:
+    return Sizing(BatchPolicy(**policy), cost)
 
 
 @pytest.mark.parametrize(
-    ("bounds", "enough"),
+    ("policy", "size"),
     [
-        ({"max_size": 64}, 64),
-        ({"max_size": 64, "max_seconds": 0.0204}, 20),
-        ({"max_size": 64, "target_overhead": 0.51}, 20),  # 10 * 0.49 / (0.51 * 0.5) = 19.2
-        ({"max_size": 64, "target_overhead": 0.01}, 64),
-        ({"max_size": 64, "max_seconds": 0.0154, "target_overhead": 0.51}, 10),
-        ({"max_size": 64, "max_seconds": 0.0154, "min_size": 16}, 16),
-        ({"max_size": 64, "target_overhead": 0.9, "min_size": 16}, 16),
+        ({}, 64),
+        ({"max_seconds": 0.0201}, 20),  # 10 + 0.5 * 20 = 20 ms
+        ({"max_seconds": 9.0}, 64),
+        ({"target_overhead": 0.5}, 20),  # 10 / (10 + 0.5 * 20) = 1 / 2
+        ({"target_overhead": 0.4}, 30),  # 10 / (10 + 0.5 * 30) = 2 / 5
+        ({"target_overhead": 0.45}, 25),  # 10 / (10 + 0.5 * 24.4) = 0.45, and a batch of 24 has more overhead
+        ({"target_overhead": 0.1}, 64),  # 180 would be needed
+        ({"target_overhead": 0.5, "max_seconds": 0.0151}, 10),  # 10 + 0.5 * 10 = 15 ms
+        ({"target_overhead": 0.5, "max_seconds": 0.0301}, 20),
+        ({"target_overhead": 0.5, "min_size": 40}, 40),
+        ({"max_seconds": 0.0201, "min_size": 40}, 40),
     ],
 )
-def test_a_batch_is_large_enough(bounds: dict[str, Any], enough: int) -> None:
-    assert sizing(**bounds).enough() == enough
+def test_a_batch_is_large_enough_when_it_is_full_or_reaches_a_goal(policy: dict[str, Any], size: int) -> None:
+    assert sizing(max_size=64, **policy).enough() == size
 
 
-def test_what_fits_into_the_slack_is_not_less_than_the_least_size() -> None:
-    assert sizing().most(0.0121, 50) == 4
-    assert sizing(min_size=8).most(0.0121, 50) == 8
-    assert sizing(min_size=8).most(0.0121, 5) == 5
-    assert sizing().most(math.inf, 50) == 50
+def test_without_fixed_cost_one_is_enough_for_any_overhead_and_without_cost_per_element_only_a_full_batch() -> None:
+    assert sizing(Line(0.0, 0.001), max_size=64, target_overhead=0.1).enough() == 1
+    assert sizing(Line(0.010, 0.0), max_size=64, target_overhead=0.1).enough() == 64
+
+
+def test_before_any_batch_was_seen_the_smallest_is_tried_for_a_goal_of_time() -> None:
+    assert sizing(CostModel(), max_size=64, max_seconds=9.0).enough() == 1
+    assert sizing(CostModel(), max_size=64, target_overhead=0.1).enough() == 64
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "waiting", "flush", "taken"),
+    ("policy", "slack", "size"),
     [
-        (0.010, 0.0005, 32, False, 32),
-        (0.010, 0.0005, 40, False, 32),
-        (0.010, 0.0005, 8, False, 8),
-        (0.010, 0.0005, 5, False, 5),  # the least size pads anything
-        # 16 padded for 9: 18 / 9 = 2 ms each; 8 alone: 14 / 8 = 1.75 ms each
-        (0.010, 0.0005, 9, False, 8),
-        # with the one that is left: 18 against 14 + 14
-        (0.010, 0.0005, 9, True, 9),
-        # 15: 18 / 15 = 1.2 ms each
-        (0.010, 0.0005, 15, False, 15),
-        # nearly all by the element: 32 padded for 17 are 33 against 17 + 9 ms
-        (0.001, 0.001, 17, True, 16),
+        ({}, math.inf, 40),
+        ({}, 0.0151, 10),  # 10 + 0.5 * 10 = 15 ms
+        ({}, 9.0, 40),
+        ({}, 0.001, 1),
+        ({"max_seconds": 0.0131}, 0.0151, 6),  # 10 + 0.5 * 6 = 13 ms
+        ({"max_seconds": 0.0151}, 0.0131, 6),
+        ({"max_seconds": 0.0131}, math.inf, 6),
+        ({"min_size": 8}, 0.0131, 8),
+        ({"min_size": 8}, 0.0151, 10),
+        ({"min_size": 50}, 0.0151, 40),  # as many as wait
     ],
 )
-def test_a_size_is_padded_up_or_leaves_a_remainder(a: float, b: float, waiting: int, flush: bool, taken: int) -> None:
-    ours = sizing(known_device(a, b), allowed_sizes=(8, 16, 32))
-    assert ours.static([math.inf] * waiting, flush) == taken
+def test_of_forty_that_wait_run_as_many_as_the_time_allows(policy: dict[str, Any], slack: float, size: int) -> None:
+    assert sizing(max_size=64, **policy).most(slack, 40) == size
 
 
-def test_a_remainder_that_would_be_late_is_not_left() -> None:
-    """8 and then 8 for the one that is left are 28 ms; the ninth has 27."""
-    ours = sizing(allowed_sizes=(8, 16, 32))
-    assert ours.static([0.1] * 8 + [0.0295], flush=False) == 8
-    assert ours.static([0.1] * 8 + [0.027], flush=False) == 9
+def test_weight_counts() -> None:
+    """10 ms + 1 ms * weight, 2 each: in 15 ms 2 run."""
+    assert sizing(Line(0.010, 0.0, 0.001), max_size=64).most(0.0151, 4, [2.0, 4.0, 6.0, 8.0]) == 2
 
 
-def test_a_size_that_would_be_late_is_not_padded_to() -> None:
-    """16 are 18 ms, and the first has 17."""
-    assert sizing(allowed_sizes=(8, 16, 32)).static([0.017] * 15, flush=True) == 8
+@pytest.mark.parametrize(("least", "size"), [(1, 2), (3, 3), (9, 4)])
+def test_where_the_first_are_heavier_than_the_mean_fewer_run(least: int, size: int) -> None:
+    """10 ms + 1 ms * weight: by the mean, 1.5 each, 3 run in 15 ms, but the first 3 weigh 6; the first 2 weigh 5."""
+    rule = sizing(Line(0.010, 0.0, 0.001), max_size=64, min_size=least)
+    assert rule.most(0.0151, 4, [3.0, 5.0, 6.0, 6.0]) == size
 
 
-def test_the_device_is_told_the_size_that_is_padded_to() -> None:
-    ours: Scheduler[int] = Scheduler(BatchPolicy(allowed_sizes=(4, 8)), known_device())
-    for number in range(11):
-        ours.submit(number, 0.0)
-    first, second = ours.release(0.0, flush=True), ours.release(0.0, flush=True)
-    assert (len(first.batch), first.size, first.reason) == (8, 8, Reason.SIZE)
-    assert (len(second.batch), second.size) == (3, 4)
+@pytest.mark.parametrize(
+    ("sizes", "waiting", "flush", "taken"),
+    [
+        ((1, 4, 8), 5, False, 5),  # padded to 8: 14 ms / 5 = 2.8 ms each; 4: 12 ms / 4 = 3 ms each
+        ((4, 32), 5, False, 4),  # padded to 32: 26 ms / 5 = 5.2 ms each
+        ((4, 24), 5, False, 4),  # padded to 24: 22 ms / 5 = 4.4 ms each
+        ((4, 24), 5, True, 5),  # 22 ms; 4, then 1 padded to 4: 12 ms + 12 ms
+        ((4, 32), 5, True, 4),  # 26 ms
+        ((1, 4, 24), 5, True, 5),  # 22 ms; 4, then 1: 12 ms + 10.5 ms
+        ((1, 4, 26), 5, True, 4),  # 23 ms
+        ((4, 16), 6, True, 6),  # 18 ms
+        ((4, 8, 32), 9, False, 8),  # padded to 32: 26 ms / 9 = 2.9 ms each; 8: 14 ms / 8 = 1.75 ms each
+        ((4, 8, 32), 8, False, 8),  # nothing is padded
+        ((4, 8), 3, False, 3),  # nothing smaller is allowed
+        ((4, 8), 20, False, 8),  # the largest is full
+        ((4, 8), 8, True, 8),
+    ],
+)
+def test_padding_up_or_leaving_a_remainder_whichever_costs_less(
+    sizes: tuple[int, ...], waiting: int, flush: bool, taken: int
+) -> None:
+    assert sizing(allowed_sizes=sizes).static([math.inf] * waiting, [], flush) == taken
+
+
+@pytest.mark.parametrize(
+    ("first", "after", "taken"),
+    [
+        (math.inf, math.inf, 4),  # as without deadlines
+        (0.0225, 0.0245, 4),  # 4, and then 1 padded to 4: 12 ms + 12 ms
+        (0.0225, 0.0235, 5),  # too late for the one left over; padded to 24 all take 22 ms
+        (0.0215, 0.0235, 4),  # padding is too late for the first, who is served before the one left over
+        (0.0010, 0.0235, 4),  # nothing is in time; the smallest is least late
+    ],
+)
+def test_a_remainder_is_left_only_if_it_is_still_answered_in_time(first: float, after: float, taken: int) -> None:
+    """Of 5, sizes 4 and 24: 3 ms each for 4, 4.4 ms each for 5 padded to 24."""
+    assert sizing(allowed_sizes=(4, 24)).static([first] * 4 + [after], [], flush=False) == taken
+
+
+def test_where_both_cost_the_same_it_is_padded_and_fewer_wait() -> None:
+    """2 s + 1 s * n. 3 padded to 4: 6 s / 3, 2 first: 4 s / 2. At the end, 3 padded to 6: 8 s, 2 and 1 padded: 4 + 4 s."""
+    assert sizing(Line(2.0, 1.0), allowed_sizes=(2, 4)).static([math.inf] * 3, [], flush=False) == 3
+    assert sizing(Line(2.0, 1.0), allowed_sizes=(2, 6)).static([math.inf] * 3, [], flush=True) == 3
+
+
+def test_exactly_in_time_is_in_time() -> None:
+    """1 s + 1 s * n: 2 take 3 s, 4 take 5 s; 2 and then 1 padded to 2 take 6 s."""
+    rule = sizing(Line(1.0, 1.0), allowed_sizes=(2, 4))
+    assert rule.static([5.0] * 4, [], flush=False) == 4
+    assert sizing(Line(1.0, 1.0), allowed_sizes=(2, 8)).static([3.0, 3.0, 6.0], [], flush=False) == 2
+
+
+@given(
+    st.sets(st.integers(1, 40), min_size=1, max_size=5),
+    st.lists(st.floats(0.0, 0.05), min_size=1, max_size=50),
+    st.booleans(),
+)
+def test_the_padded_batch_is_in_time_for_the_first_if_any_allowed_size_is(
+    sizes: set[int], slacks: list[float], flush: bool
+) -> None:
+    slacks = sorted(slacks)
+    taken = sizing(allowed_sizes=tuple(sizes)).static(slacks, [], flush)
+    assert 1 <= taken <= min(len(slacks), max(sizes))
+    padded = min(size for size in sizes if size >= taken)
+    assert DEVICE.upper(padded) <= slacks[0] or padded == min(sizes)
