@@ -131,7 +131,7 @@ class RealTimeBatchFn(BufferFn):
         head = self._head(key, window, lambda: Head.load(cell.read()))
         # The firing's own timestamp is where the timer stood, whatever the worker's clock says (on Prism it is not).
         now = max(self._settings.clock(), timestamp.micros / MICROS) + _SKEW
-        if not head.backlog.size or now < head.armed:
+        if now < head.armed:
             return
         reason = self._rule.due(head.backlog, now) or Reason.DELAY
         yield from self._empty(key, window, head, bag, cell, reason)
@@ -237,9 +237,8 @@ class EventTimeBatchFn(BufferFn):
         last = self._bounded or timestamp.micros // MILLI >= window.max_timestamp().micros // MILLI
         if head.backlog.size:
             upto, reason = (END_OF_TIME, end_of(window)) if last else (timestamp.micros, None)
-            hold = head.hold if self._bounded else timestamp.micros
             rows = self._read(bag)
-            self._write(head, bag, (yield from self._form(key, window, rows, hold, upto, reason)))
+            self._write(head, bag, (yield from self._form(key, window, rows, head.hold, upto, reason)))
         head.hold = END_OF_TIME
         self._arm(head, window, due)
         cell.write(head.dump())

@@ -18,7 +18,7 @@ from apache_beam.utils.shared import Shared
 from apache_beam.utils.timestamp import Timestamp
 
 from contbatch.transforms import BatchPolicy
-from contbatch.transforms.buffer import BufferFn, Settings
+from contbatch.transforms.buffer import BufferFn, Head, Settings
 from contbatch.transforms.events import END_OF_TIME, MICROS
 from contbatch.transforms.microbatch import ElementsCoder, MicroBatch
 from contbatch.transforms.rows import Rows, pack
@@ -85,11 +85,13 @@ class Place:
         window: Any = None,
         idle_timer: bool = False,
     ) -> None:
+        self.policy = policy
         self.clock = ManualClock(1_000.0)
         self.window = window or GlobalWindow()
         self.batches: list[MicroBatch[int]] = []
         self.shed: list[MicroBatch[int]] = []
         self.left_at: list[float] = []
+        self.seconds: Callable[[int], float] = lambda _: 0.0  # what runs a batch
         self.pushed: list[int] = []
         self.watermark = self.output = -(10**12)
         self.firings = 0
@@ -114,6 +116,7 @@ class Place:
 
     def change(self, policy: BatchPolicy) -> None:
         """Go on under another policy, as an update of the job does."""
+        self.policy = policy
         self._settings = Settings(
             policy, False, coders.BytesCoder(), CODER, Shared(), None, self.clock, self.clock, False
         )
@@ -124,12 +127,17 @@ class Place:
         self.fn.finish_bundle()
         self.fn.start_bundle()
 
-    def push(self, times: Iterable[float], deadlines: Iterable[float] = ()) -> None:
+    @property
+    def waiting(self) -> int:
+        """Elements in state."""
+        return Head.of(self.bag).backlog.size
+
+    def push(self, times: Iterable[float], deadlines: Iterable[float] = (), priorities: Iterable[float] = ()) -> None:
         """Bring a chunk of elements of these event times (seconds), which are numbered."""
         micros = [round(time * MICROS) for time in times]
         numbers = list(range(len(self.pushed), len(self.pushed) + len(micros)))
         self.pushed += numbers
-        rows = Rows(numbers, micros, [self.clock()] * len(micros), list(deadlines))
+        rows = Rows(numbers, micros, [self.clock()] * len(micros), list(deadlines), priorities=list(priorities))
         self._element = min(micros)
         self._call(
             self.fn.process,
@@ -193,6 +201,8 @@ class Place:
             assert time >= min(self.output, self._element), "a batch is behind the watermark"
             assert len(batch) > 0
             self.left_at.append(time / MICROS)
+            if not is_shed:
+                self.clock.advance(self.seconds(len(batch)))
             (self.shed if is_shed else self.batches).append(batch)
 
     def out(self) -> Counter[int]:

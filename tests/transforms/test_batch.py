@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
 import pytest
+from apache_beam import coders
 from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions
 from apache_beam.testing.test_stream import TestStream as Script
-from apache_beam.transforms.window import FixedWindows, TimestampedValue
+from apache_beam.transforms.window import FixedWindows, GlobalWindow, TimestampedValue
+from apache_beam.utils.shared import Shared
+from apache_beam.utils.timestamp import Timestamp
 
+import contbatch.transforms.batch as batch_module
 from contbatch.transforms import BatchPolicy, ContinuousBatch, MicroBatch, Reason
+from contbatch.transforms.buffer import Settings
 from contbatch.transforms.testing import ManualClock, Sink
 
 
@@ -183,6 +189,72 @@ def test_beyond_the_capacity_the_latest_are_shed_or_the_oldest_released(domain: 
             assert [(list(batch), batch.reason) for batch in shed] == [([n], Reason.CAPACITY) for n in range(6, 20)]
         else:
             assert shed == []
+
+
+def test_a_worker_fills_as_many_batches_at_once_as_there_are_shards() -> None:
+    """1,024 are two chunks: each its own, or 1,000 and the rest."""
+    for shards, sizes in ((1, [24, 1_000]), (2, [512, 512])):
+        done = bounded([(0, number) for number in range(1_024)], ContinuousBatch(BatchPolicy(1_000), shards=shards))
+        assert sorted(map(len, done)) == sizes
+
+
+class Stepping:
+    """A clock that moves by a thousand seconds whenever it is asked."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        self._now += 1_000.0
+        return self._now
+
+
+def test_arrivals_mean_nothing_on_bounded_input() -> None:
+    """Of two chunks, the second is the more urgent by its priority, whenever it was read."""
+    policy = BatchPolicy(1_024, priority_fn=float)
+    transform = ContinuousBatch(policy, shards=1, clock=Stepping())
+    (batch,) = bounded([(0, number) for number in range(1_024)], transform)
+    assert list(batch) == list(reversed(range(1_024)))
+
+
+def run_device(batch: MicroBatch[int], clock: ManualClock) -> int:
+    """Take 10 ms and 1 ms an element."""
+    clock.advance(0.010 + 0.001 * len(batch))
+    return len(batch)
+
+
+def test_what_was_learned_is_kept_for_the_next_run(tmp_path: Path) -> None:
+    """40 fit into 50 ms."""
+    clock, path, first = ManualClock(), str(tmp_path / "cost.json"), []
+    for _ in range(2):
+        sink = Sink()
+        with beam.Pipeline(runner="DirectRunner") as pipeline:
+            policy = BatchPolicy(100, latency_slo=0.05)
+            batches = pipeline | beam.Create(range(400)) | ContinuousBatch(policy, cost_path=path, clock=clock)
+            _ = batches | beam.Map(run_device, clock) | sink
+        first.append(sink.elements[0])
+    assert first[0] == 1
+    assert 35 <= first[1] <= 40
+
+
+def test_a_bundle_of_many_keys_is_let_go_in_parts_each_at_its_earliest_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_module, "_BUNDLE", 10)
+    coder = coders.VarIntCoder()
+    settings = Settings(BatchPolicy(), True, coder, coder, Shared(), None, ManualClock(), ManualClock())
+    chunk = batch_module._ChunkFn(settings, 1)
+    chunk.setup()
+    chunk.start_bundle()
+    out = [list(chunk.process((number // 2, number), Timestamp(100 - number), GlobalWindow())) for number in range(25)]
+    assert [len(part) for part in out if part] == [5, 5]
+    assert [value.timestamp for value in out[9]] == [Timestamp(99 - 2 * key) for key in range(5)]
+    assert len(list(chunk.finish_bundle())) == 3
+
+
+@pytest.mark.parametrize(("runner", "idle"), [("PrismRunner", True), ("FlinkRunner", False)])
+def test_timers_are_for_idle_keys_on_prism(runner: str, idle: bool) -> None:
+    pipeline = beam.Pipeline(runner=runner)
+    done = pipeline | Script().advance_watermark_to_infinity() | ContinuousBatch(BatchPolicy())
+    assert done.producer.transform.fn._settings.idle_timer is idle
 
 
 def test_prism_is_told_not_to_split_a_key() -> None:

@@ -48,6 +48,14 @@ def test_arrays_come_back_as_they_were_and_can_be_written_to(given_arrays: list[
         assert other.flags.writeable
 
 
+def test_arrays_of_records_and_of_objects_come_back_too() -> None:
+    coder = ElementsCoder(ANY)
+    for one in (np.array([(1, 2.0)], [("a", "i4"), ("b", "f8")]), np.array(["x", None], object)):
+        (again,) = coder.decode(coder.encode([one]))
+        assert again.dtype == one.dtype
+        assert again.tolist() == one.tolist()
+
+
 def test_bytes_and_arrays_are_never_pickled(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("pickled")

@@ -45,7 +45,7 @@ policies = st.one_of(
 def play(place: Place, plan: list[tuple[str, Any]]) -> None:
     """Take the steps; elements behind the watermark are moved up to it, as their source promised."""
     for what, value in plan:
-        if what == "push":
+        if what == "push" and place.watermark < place.window.max_timestamp().micros:
             place.push(max(time, place.watermark / MICROS) for time in value)
         elif what == "advance":
             place.advance(value)
@@ -55,9 +55,10 @@ def play(place: Place, plan: list[tuple[str, Any]]) -> None:
             place.new_bundle()
         elif what == "restart":
             place.restart()
-        else:
+        elif what in {"again", "spurious"}:
             fired_before(place, what)
         assert not set(place.out().values()) - {1}
+        assert place.waiting <= place.policy.most_waiting
     place.finish()
 
 
@@ -114,6 +115,7 @@ def test_what_comes_after_a_firing_in_the_same_bundle_waits_anew() -> None:
     place.fire("last", 1 * MICROS)
     place.push([3.0])
     assert [list(batch) for batch in place.batches] == [[0, 1]]
+    assert place.timers["last"].time == 3 * MICROS
     place.finish()
     assert [list(batch) for batch in place.batches] == [[0, 1], [2]]
 
@@ -173,11 +175,20 @@ def test_an_idle_timer_is_moved_once_in_a_bundle_and_stands_three_tenths_ahead()
     place = Place(RealTimeBatchFn, BatchPolicy(8, 0.1), idle_timer=True)
     for _ in range(3):
         place.push([1.0])
+        place.clock.advance(0.01)
     assert place.timers["due"].sets == [1_000_300_000]
     place.new_bundle()
-    place.clock.advance(0.05)
     place.push([1.0])
-    assert place.timers["due"].sets == [1_000_300_000, 1_000_350_000]
+    assert place.timers["due"].sets == [1_000_300_000, 1_000_330_000]
+
+
+def test_a_full_batch_disarms_the_timer_that_would_hold_the_watermark() -> None:
+    place = Place(RealTimeBatchFn, BatchPolicy(2, 1.0))
+    place.push([1.0])
+    place.push([2.0])
+    assert place.timers["due"].time == END_OF_TIME
+    place.advance_watermark(30.0)
+    assert place.output == 30 * MICROS
 
 
 def test_elsewhere_the_timer_stands_at_the_delay_and_is_not_set_again() -> None:
@@ -188,11 +199,12 @@ def test_elsewhere_the_timer_stands_at_the_delay_and_is_not_set_again() -> None:
     assert place.timers["due"].sets == [1_000_100_000]
 
 
-def test_a_runner_clock_that_is_ahead_does_not_lose_a_firing() -> None:
-    """The timer stands at 1,001 s and fires while the worker's clock still shows 1,000.9995 s."""
-    place = Place(RealTimeBatchFn, BatchPolicy(8, 1.0))
+@pytest.mark.parametrize("passed", [0.0, 1.0001])
+def test_a_firing_counts_whatever_the_clock_of_the_worker_says(passed: float) -> None:
+    """The timer, asked for 1,001.0005 s, fires at 1,001 s: runners cut it to milliseconds. Prism's clock is its own."""
+    place = Place(RealTimeBatchFn, BatchPolicy(8, 1.0005))
     place.push([1.0])
-    place.clock.advance(0.9995)
+    place.clock.advance(passed)
     place.fire("due", 1_001 * MICROS)
     assert [list(batch) for batch in place.batches] == [[0]]
 
@@ -225,6 +237,41 @@ def test_another_policy_takes_up_what_waits() -> None:
     assert [list(batch) for batch in place.batches] == [[3], [0, 1]]
     place.finish()
     assert place.out() == Counter(place.pushed)
+
+
+def test_a_lower_capacity_loses_nothing_of_what_waits() -> None:
+    place = Place(RealTimeBatchFn, BatchPolicy(60, math.inf, capacity=100))
+    place.push([1.0] * 50)
+    place.change(BatchPolicy(5, math.inf, capacity=6))
+    place.finish()
+    assert place.out() == Counter(place.pushed)
+
+
+def test_the_least_urgent_are_shed() -> None:
+    place = Place(RealTimeBatchFn, BatchPolicy(4, 9.0, capacity=4, overflow="shed"))
+    place.push([1.0] * 3)
+    place.push([1.0] * 3, priorities=[0.0, 2.0, 1.0])
+    assert [list(batch) for batch in place.shed] == [[3, 5]]
+    assert [sorted(batch) for batch in place.batches] == [[0, 1, 2, 4]]
+
+
+def test_what_batches_cost_is_learned_from_what_runs_behind() -> None:
+    """10 ms and 1 ms each: 40 fit into 50 ms, and the first batch, of which nothing is known, is one."""
+    place = Place(BoundedBatchFn, BatchPolicy(100, latency_slo=0.05).unhurried())
+    place.seconds = lambda size: 0.010 + 0.001 * size
+    place.push([1.0] * 400)
+    place.finish()
+    sizes = [len(batch) for batch in place.batches]
+    assert sizes[0] == 1
+    assert 35 <= max(sizes) <= 40
+
+
+def test_what_the_end_of_a_window_cuts_short_says_so() -> None:
+    """The batch of 58 s would be open until 63 s."""
+    place = Place(LIVE, BatchPolicy(8, 5.0, time_domain="event_time"), WINDOW)
+    place.push([50.0, 58.0])
+    place.finish()
+    assert [(list(batch), batch.reason) for batch in place.batches] == [([0], Reason.DELAY), ([1], Reason.WINDOW_END)]
 
 
 @pytest.mark.parametrize("window", [WINDOW, IntervalWindow(0, 0.0005)])
