@@ -12,17 +12,25 @@ import pytest
 from benchmarks import figures
 
 
-def test_its_first_program_runs(root: Path, tmp_path: Path) -> None:
-    program = re.search(r"```python\n(.*?)```", (root / "README.md").read_text(), re.S)
-    assert program
+def run_program(root: Path, number: int, folder: Path) -> list[str]:
+    programs = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(), re.S)
     done = subprocess.run(
-        [sys.executable, "-c", program[1]], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-c", programs[number]], cwd=folder, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    return done.stdout.splitlines()
+
+
+def test_the_program_that_learns_runs(root: Path, tmp_path: Path) -> None:
+    lines = run_program(root, 0, tmp_path)
     assert len(lines) == 100
     # What was liked is liked more at the end than the even odds at the start.
     assert float(lines[0].split()[-1]) == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_program_that_batches_runs(root: Path, tmp_path: Path) -> None:
+    lines = run_program(root, 1, tmp_path)
+    assert sum(int(line.split()[0]) for line in lines) == 100
 
 
 def test_its_figures_are_those_of_the_benchmarks(root: Path) -> None:

@@ -72,7 +72,7 @@ class ByLength(Generic[T]):
         """Fill the pool, and return what of it could not be answered even alone."""
         for one in self._queue.take(self._policy.pool - len(self._pool)):
             insort(self._pool, one, key=_length)
-        if all([one.deadline == math.inf for one in self._pool]):
+        if all(one.deadline == math.inf for one in self._pool):
             return []
         return [one for one in self._pool if one.deadline - now < self._seconds([one])]
 
@@ -100,7 +100,7 @@ class ByLength(Generic[T]):
     def _in_time(self, batch: list[Waiting[T]], now: float, head: Waiting[T] | None = None) -> list[Waiting[T]]:
         """Return a batch without its longest elements, as far as it would be late with them; the head stays."""
         longest = self._policy.max_seconds or math.inf
-        if longest == math.inf and all([one.deadline == math.inf for one in batch]):
+        if longest == math.inf and all(one.deadline == math.inf for one in batch):
             return batch
         batch = list(batch)
         while len(batch) > self._policy.min_size:
