@@ -266,6 +266,17 @@ def test_what_batches_cost_is_learned_from_what_runs_behind() -> None:
     assert 35 <= max(sizes) <= 40
 
 
+def test_more_seconds_of_work_than_may_wait_are_released() -> None:
+    """100 have taken 0.1 s; of 50 ms, 40 wait, and 60 do not."""
+    place = Place(RealTimeBatchFn, BatchPolicy(100, math.inf, capacity_seconds=0.05))
+    place.seconds = lambda size: 0.001 * size
+    place.push([1.0] * 100)
+    place.push([1.0] * 40)
+    assert [len(batch) for batch in place.batches] == [100]
+    place.push([1.0] * 20)
+    assert [(len(batch), batch.reason) for batch in place.batches[1:]] == [(60, Reason.CAPACITY)]
+
+
 def test_what_the_end_of_a_window_cuts_short_says_so() -> None:
     """The batch of 58 s would be open until 63 s."""
     place = Place(LIVE, BatchPolicy(8, 5.0, time_domain="event_time"), WINDOW)

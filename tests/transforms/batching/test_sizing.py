@@ -121,7 +121,10 @@ def test_a_remainder_is_left_only_if_it_is_still_answered_in_time(first: float, 
 
 
 def test_where_both_cost_the_same_it_is_padded_and_fewer_wait() -> None:
-    """2 s + 1 s * n. 3 padded to 4: 6 s / 3, 2 first: 4 s / 2. At the end, 3 padded to 6: 8 s, 2 and 1 padded: 4 + 4 s."""
+    """2 s + 1 s * n. 3 padded to 4 take 6 s / 3, 2 take 4 s / 2.
+
+    At the end, 3 padded to 6 take 8 s; 2 and then 1 padded to 2 take 4 s + 4 s.
+    """
     assert sizing(Line(2.0, 1.0), allowed_sizes=(2, 4)).static([math.inf] * 3, [], flush=False) == 3
     assert sizing(Line(2.0, 1.0), allowed_sizes=(2, 6)).static([math.inf] * 3, [], flush=True) == 3
 
