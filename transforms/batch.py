@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -69,7 +70,8 @@ class ContinuousBatch(beam.PTransform):
     Args:
         policy: when a batch is released.
         keyed: whether the elements are pairs of key and value, of which the values are batched per key.
-        shards: for unkeyed input: batches that each worker process fills at once.
+        shards: for unkeyed input: batches that each worker process fills at once. In event time it is one for all
+            workers, as batches are not to depend on who read what.
         cost_path: a file on any Beam filesystem that keeps what batches cost, so that a restart need not learn it.
         clock: seconds since the epoch.
 
@@ -208,15 +210,15 @@ class _ChunkFn(beam.DoFn):
             rows.deadlines.append(_number("deadline_fn", policy.deadline_fn(value)) if policy.deadline_fn else slo)
         if weigh := policy.weight_fn or policy.length_fn:
             name = "weight_fn" if policy.weight_fn else "length_fn"
-            rows.weights.append(_number(name, weigh(value), 0.0))
+            rows.weights.append(_number(name, weigh(value), 0.0, _MOST))
         if policy.priority_fn:
-            rows.priorities.append(_number("priority_fn", policy.priority_fn(value)))
+            rows.priorities.append(_number("priority_fn", policy.priority_fn(value), -_MOST, _MOST))
 
     def _close(self, chunk: _Open) -> WindowedValue:
         rows, key = chunk.rows, chunk.key
         self._held -= len(rows.times)
         rows.arrivals = [chunk.arrival] * len(rows.times)
-        if not self._settings.keyed:
+        if not self._settings.keyed and self._settings.policy.time_domain is TimeDomain.REAL_TIME:
             self._shard = (self._shard + 1) % self._shards
             key = _PROCESS + bytes((self._shard,))
         return WindowedValue((key, pack(rows, self._coder)), timestamp_of(min(rows.times)), (chunk.window,))
@@ -241,8 +243,11 @@ def _never() -> float:
     return 0.0
 
 
-def _number(name: str, value: float, least: float = -math.inf) -> float:
+_MOST = sys.float_info.max
+
+
+def _number(name: str, value: float, least: float = -math.inf, most: float = math.inf) -> float:
     value = float(value)
-    if not value >= least:  # nor a NaN
-        raise ValueError(f"{name} returned {value}; it has to return a number from {least:g}")
+    if not least <= value <= most:  # nor a NaN
+        raise ValueError(f"{name} returned {value}; it has to return a number from {least:g} to {most:g}")
     return value

@@ -35,11 +35,16 @@ class KeptCostModel(CostModel):
         self._unsaved = False
         if path:
             try:
-                self.load(json.loads(read_bytes(path)))
+                content = json.loads(read_bytes(path))
+                tried = CostModel()
+                tried.load(content)
+                tried.observe(1, tried.upper(1) or 1.0)
             except FileNotFoundError:
                 pass
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                _LOG.warning("the cost model in %s is not used: %s", path, error)
+            except Exception as error:  # whatever a filesystem raises, and whatever is in the file
+                _LOG.warning("the cost model in %s is not used: %r", path, error)
+            else:
+                self.load(content)
 
     @property
     def parameters(self) -> tuple[float, float, float]:
@@ -75,5 +80,9 @@ class KeptCostModel(CostModel):
         with self._lock:
             content = json.dumps(self.export()).encode()
             self._saved, self._unsaved = self._clock(), False
-        with replacing(self._path) as file:
-            file.write(content)
+        try:
+            with replacing(self._path) as file:
+                file.write(content)
+        except Exception as error:  # whatever a filesystem raises: batches go on
+            self._unsaved = True
+            _LOG.warning("the cost model is not kept in %s: %r", self._path, error)

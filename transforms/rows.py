@@ -52,7 +52,9 @@ class Rows:
             mine, its = getattr(self, name), getattr(other, name)
             if mine or its:
                 missing = math.inf if name == "deadlines" else 0.0
-                setattr(self, name, (mine or [missing] * count) + (its or [missing] * more))
+                if not mine:
+                    setattr(self, name, mine := [missing] * count)
+                mine.extend(its or [missing] * more)
 
     def pick(self, indices: list[int]) -> Rows:
         """Return some of the rows."""

@@ -113,7 +113,7 @@ class RealTimeBatchFn(BufferFn):
             rows = self._read(bag)
             self._write(head, bag, (yield from self._release(key, window, rows, hold)))
         self._arm(head, timestamp.micros, due, (key, window))
-        cell.write(head.dump())
+        self._keep(head, cell, last)
 
     @on_timer(DUE)
     def on_due(
@@ -123,6 +123,7 @@ class RealTimeBatchFn(BufferFn):
         timestamp: Timestamp = beam.DoFn.TimestampParam,
         bag: Any = beam.DoFn.StateParam(ROWS),
         cell: Any = beam.DoFn.StateParam(HEAD),
+        last: Any = beam.DoFn.TimerParam(LAST),
     ) -> Iterator[Any]:
         """Release all that waits; a firing that has been overtaken (Prism has such) does nothing.
 
@@ -134,7 +135,8 @@ class RealTimeBatchFn(BufferFn):
         if now < head.armed:
             return
         reason = self._rule.due(head.backlog, now) or Reason.DELAY
-        yield from self._empty(key, window, head, bag, cell, reason)
+        yield from self._empty(key, window, head, bag, reason)
+        self._keep(head, cell, last)
 
     @on_timer(LAST)
     def on_last(
@@ -149,13 +151,25 @@ class RealTimeBatchFn(BufferFn):
         head = self._head(key, window, lambda: Head.load(cell.read()))
         due.clear()
         if head.backlog.size:
-            yield from self._empty(key, window, head, bag, cell, end_of(window))
+            yield from self._empty(key, window, head, bag, end_of(window))
+        cell.clear()
 
-    def _empty(self, key: bytes, window: Any, head: Head, bag: Any, cell: Any, reason: Reason) -> Iterator[Any]:
+    def _empty(self, key: bytes, window: Any, head: Head, bag: Any, reason: Reason) -> Iterator[Any]:
         yield from self._release(key, window, self._read(bag), head.hold, drain=reason)
         self._write(head, bag, Rows())
         head.armed, head.hold = math.inf, END_OF_TIME
-        cell.write(head.dump())
+
+    def _keep(self, head: Head, cell: Any, last: Any) -> None:
+        """Write the summary, or leave nothing behind of an empty buffer, for keys may come and go for ever.
+
+        On Prism the window's timer stays: a timer that is cleared there fires at once.
+        """
+        if head.backlog.size:
+            cell.write(head.dump())
+            return
+        cell.clear()
+        if not self._settings.idle_timer:
+            last.clear()
 
     def _arm(self, head: Head, time: int, due: Any, place: Any) -> None:
         """Set the timer where the next decision is, if that has changed, or if an older row needs its hold."""
@@ -168,13 +182,13 @@ class RealTimeBatchFn(BufferFn):
             return
         target = self._rule.next_time(head.backlog, now)
         if self._settings.idle_timer:
-            if place in self._moved:
+            if place in self._moved and head.armed < math.inf:
                 return
-            self._moved.add(place)
             target = max(target, now + _IDLE)
         if target == head.armed and time >= head.hold:
             return
         if target < math.inf:
+            self._moved.add(place)
             due.set(Timestamp(micros=math.ceil(target * MICROS)))
             head.armed, head.hold = target, time
         elif head.armed < math.inf:
@@ -212,14 +226,18 @@ class EventTimeBatchFn(BufferFn):
         head = self._head(key, window, lambda: Head.load(cell.read()))
         hold = min(head.hold, timestamp.micros)
         chunk = yield from self._admit(key, window, head, chunk, hold)
+        was_full, rows = self._is_full(head), None
         if chunk:
             bag.add(chunk)
             head.add(summary(chunk))
-        if self._room(head.backlog) < 0:
+        if (room := self._room(head.backlog)) < 0:
             rows = self._read(bag)
-            upto = sorted(rows.times)[len(rows.times) // 2] + 1
-            self._write(head, bag, (yield from self._form(key, window, rows, hold, upto, Reason.CAPACITY)))
-        self._arm(head, window, due)
+            upto = sorted(rows.times)[max(len(rows.times) // 2, -room)] + 1
+            rows = yield from self._form(key, window, rows, hold, upto, Reason.CAPACITY)
+            self._write(head, bag, rows)
+        elif self._is_full(head) and not was_full:
+            rows = self._read(bag)
+        self._arm(head, window, due, rows)
         cell.write(head.dump())
 
     @on_timer(DUE)
@@ -237,11 +255,14 @@ class EventTimeBatchFn(BufferFn):
         last = self._bounded or timestamp.micros // MILLI >= window.max_timestamp().micros // MILLI
         if head.backlog.size:
             upto, reason = (END_OF_TIME, end_of(window)) if last else (timestamp.micros, None)
-            rows = self._read(bag)
-            self._write(head, bag, (yield from self._form(key, window, rows, head.hold, upto, reason)))
-        head.hold = END_OF_TIME
-        self._arm(head, window, due)
-        cell.write(head.dump())
+            rows = yield from self._form(key, window, self._read(bag), head.hold, upto, reason)
+            self._write(head, bag, rows)
+            head.hold = END_OF_TIME
+            self._arm(head, window, due, rows)
+        if head.backlog.size:
+            cell.write(head.dump())
+        else:
+            cell.clear()
 
     def _form(
         self, key: bytes, window: Any, rows: Rows, hold: int, upto: int, last: Reason | None
@@ -266,18 +287,42 @@ class EventTimeBatchFn(BufferFn):
             return sorted(range(len(rows.times)), key=rows.times.__getitem__)
         return sorted(range(len(rows.times)), key=lambda at: (rows.times[at], self._coder.encode([rows.elements[at]])))
 
-    def _arm(self, head: Head, window: Any, due: Any) -> None:
-        """Set the timer where a batch can be closed, rounded up so that a far step of the watermark is few firings."""
+    def _is_full(self, head: Head) -> bool:
+        policy, backlog = self._settings.policy, head.backlog
+        return backlog.size >= policy.max_size or backlog.weight >= (policy.max_weight or math.inf)
+
+    def _arm(self, head: Head, window: Any, due: Any, rows: Rows | None) -> None:
+        """Set the timer where a batch can be closed, rounded up so that a far step of the watermark is few firings.
+
+        Args:
+            head: the summary.
+            window: the window.
+            due: the timer.
+            rows: what waits, if a batch may be full before its delay.
+        """
         if not head.backlog.size:
             return
         time, delay, end = head.time, self._settings.policy.max_delay, window.max_timestamp().micros
-        if delay == math.inf and not self._bounded:
-            time = end
-        elif not self._bounded:
-            step = max(round(delay * MICROS / 8 / MILLI), 1) * MILLI
+        if not self._bounded:
+            step = max(round(min(delay, 8.0) * MICROS / 8 / MILLI), 1) * MILLI
+            time = end if delay == math.inf else time + round(delay * MICROS)
+            if rows is not None:
+                time = min(time, self._full_at(rows))
             # One microsecond past: a watermark of T promises that nothing before T is missing.
-            time = -(-(time + round(delay * MICROS) + 1) // step) * step
+            time = -(-(time + 1) // step) * step
         time = min(time, end)
         if time < head.hold:
             head.hold = time
             due.set(timestamp_of(time))
+
+    def _full_at(self, rows: Rows) -> int:
+        """Return the event time by which the first batch is full, microseconds."""
+        former: BatchFormer[int] = BatchFormer(self._settings.policy)
+        for at in self._in_order(rows):
+            weight = rows.weights[at] if rows.weights else 0.0
+            if not former.reason_before(rows.times[at], weight):
+                former.add(at, rows.times[at], weight)
+                if not former.is_full:
+                    continue
+            return rows.times[at]
+        return END_OF_TIME

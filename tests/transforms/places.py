@@ -49,6 +49,9 @@ class Cell:
     def write(self, value: bytes) -> None:
         self.value = value
 
+    def clear(self) -> None:
+        self.value = None
+
 
 class Timer:
     """A timer: where it stands and where it holds the watermark, in microseconds, or nowhere."""
@@ -132,12 +135,18 @@ class Place:
         """Elements in state."""
         return Head.of(self.bag).backlog.size
 
-    def push(self, times: Iterable[float], deadlines: Iterable[float] = (), priorities: Iterable[float] = ()) -> None:
+    def push(
+        self,
+        times: Iterable[float],
+        deadlines: Iterable[float] = (),
+        weights: Iterable[float] = (),
+        priorities: Iterable[float] = (),
+    ) -> None:
         """Bring a chunk of elements of these event times (seconds), which are numbered."""
         micros = [round(time * MICROS) for time in times]
         numbers = list(range(len(self.pushed), len(self.pushed) + len(micros)))
         self.pushed += numbers
-        rows = Rows(numbers, micros, [self.clock()] * len(micros), list(deadlines), priorities=list(priorities))
+        rows = Rows(numbers, micros, [self.clock()] * len(micros), list(deadlines), list(weights), list(priorities))
         self._element = min(micros)
         self._call(
             self.fn.process,

@@ -114,10 +114,10 @@ def test_weights_bound_a_batch_and_an_oversize_element_runs_alone() -> None:
     assert [list(batch) for batch in done] == [[4, 5], [3], [30], [2]]
 
 
-@pytest.mark.parametrize("weight", [-1.0, math.nan])
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
 def test_a_weight_is_not_negative(weight: float) -> None:
     policy = BatchPolicy(8, max_weight=10, weight_fn=lambda _: weight)
-    with pytest.raises(ValueError, match=f"weight_fn returned {weight}; it has to return a number from 0"):
+    with pytest.raises(ValueError, match=f"weight_fn returned {weight}; it has to return a number from 0 to"):
         bounded([(0, 1)], ContinuousBatch(policy))
 
 
@@ -139,6 +139,14 @@ def test_event_time_batches_do_not_depend_on_the_order_of_arrival_or_the_waterma
             script.advance_watermark_to(end)
         batches, _ = live(script.advance_watermark_to_infinity(), ContinuousBatch(EVENT_TIME, shards=1))
         assert sorted(list(batch) for batch in batches) == sorted(expected)
+
+
+def test_event_time_batches_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    elements = [(number, number) for number in range(20)]
+    expected = [list(range(start, min(start + 3, 20))) for start in range(0, 20, 3)]  # delay 2 s: three of them
+    monkeypatch.setattr(batch_module, "_CHUNK", 4)
+    random.Random(1).shuffle(elements)
+    assert sorted(list(batch) for batch in bounded(elements, ContinuousBatch(EVENT_TIME))) == expected
 
 
 def test_a_delay_runs_out_in_real_time() -> None:

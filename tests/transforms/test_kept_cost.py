@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +59,27 @@ def test_a_file_that_cannot_be_read_costs_a_warning(
         model = KeptCostModel(str(path))
     assert f"the cost model in {path} is not used" in caplog.text
     assert model.largest(0.05, 1_000) == 1
+
+
+@pytest.mark.parametrize("damage", [{"noise": None}, {"information": [[0]]}, {"last": 5}])
+def test_a_file_of_another_form_is_not_used_in_part(
+    tmp_path: Path, damage: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = KeptCostModel()
+    learn(model)
+    path = tmp_path / "cost.json"
+    path.write_text(json.dumps({**model.export(), **damage}))
+    again = KeptCostModel(str(path))
+    assert "is not used" in caplog.text
+    assert again.export() == KeptCostModel().export()
+
+
+def test_a_file_that_cannot_be_written_costs_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = KeptCostModel(str(tmp_path / "file" / "cost.json"))
+    (tmp_path / "file").write_text("in the way")
+    learn(model)
+    model.save(now=True)
+    assert "the cost model is not kept" in caplog.text
 
 
 def test_threads_may_share_it() -> None:

@@ -75,6 +75,7 @@ def check(place: Place, policy: BatchPolicy) -> None:
     assert place.out() == Counter(place.pushed)
     assert all(len(batch) <= policy.max_size for batch in place.batches)
     assert not place.bag
+    assert place.cell.value is None
     # nothing is armed: a REAL_TIME timer would spin at the end of input on Flink
     assert all(timer.time == END_OF_TIME for timer in place.timers.values())
     assert policy.overflow == "shed" or not place.shed
@@ -182,6 +183,25 @@ def test_an_idle_timer_is_moved_once_in_a_bundle_and_stands_three_tenths_ahead()
     assert place.timers["due"].sets == [1_000_300_000, 1_000_330_000]
 
 
+def test_an_idle_timer_is_set_again_for_what_comes_after_its_firing_in_the_same_bundle() -> None:
+    place = Place(RealTimeBatchFn, BatchPolicy(8, 0.5), idle_timer=True)
+    place.push([1.0])
+    place.advance(0.5)
+    place.push([1.0])
+    place.advance(0.5)
+    assert [list(batch) for batch in place.batches] == [[0], [1]]
+
+
+def test_an_idle_timer_is_set_for_the_first_element_that_has_a_deadline() -> None:
+    place = Place(RealTimeBatchFn, BatchPolicy(8, math.inf, deadline_fn=float), idle_timer=True)
+    for size in (1, 2, 4, 8) * 6:
+        place.fn._cost.observe(size, 0.010 + 0.001 * size)
+    place.push([1.0])
+    place.push([1.0], deadlines=[1_005.0])
+    place.advance(5.0)
+    assert [sorted(batch) for batch in place.batches + place.shed] == [[0, 1]]
+
+
 def test_a_full_batch_disarms_the_timer_that_would_hold_the_watermark() -> None:
     place = Place(RealTimeBatchFn, BatchPolicy(2, 1.0))
     place.push([1.0])
@@ -225,6 +245,33 @@ def test_a_far_step_of_the_watermark_is_few_firings() -> None:
     place.finish()
     assert [list(batch) for batch in place.batches] == [[number] for number in range(60)]
     assert place.firings <= 60
+
+
+@pytest.mark.parametrize("delay", [3_600.0, math.inf])
+def test_in_event_time_a_full_batch_does_not_wait_for_its_delay(delay: float) -> None:
+    """500 in 50 s: each second completes a batch of ten."""
+    place = Place(LIVE, BatchPolicy(10, delay, time_domain="event_time"))
+    for second in range(50):
+        place.push([second + tenth / 10 for tenth in range(10)])
+        place.advance_watermark(second + 1)
+    assert [list(batch) for batch in place.batches] == [list(range(k, k + 10)) for k in range(0, 500, 10)]
+
+
+def test_in_event_time_the_most_weight_does_not_wait_either() -> None:
+    """Weights 4 each, and 10 at most: the third closes a batch of two."""
+    policy = BatchPolicy(10, math.inf, max_weight=10.0, weight_fn=float, time_domain="event_time")
+    place = Place(LIVE, policy)
+    place.push([1.0, 2.0, 3.0], weights=[4.0] * 3)
+    place.advance_watermark(6.0)
+    assert [(list(batch), batch.reason) for batch in place.batches] == [([0, 1], Reason.WEIGHT)]
+
+
+def test_a_chunk_beyond_the_capacity_is_released_early_as_far_as_it_has_to_be() -> None:
+    place = Place(LIVE, BatchPolicy(4, math.inf, capacity=20, time_domain="event_time"))
+    place.push(float(number) for number in range(512))
+    assert place.waiting <= 20
+    place.finish()
+    assert place.out() == Counter(place.pushed)
 
 
 def test_another_policy_takes_up_what_waits() -> None:

@@ -80,7 +80,8 @@ class BatchPolicy:
         weight_fn: element to its weight, at least 0: bytes, tokens, candidates. A batch weighs their sum.
         length_fn: element to its length, at least 0, in units of work. A batch takes the elements of similar length,
             and weighs its size times its longest, as in a padded tensor.
-        pool_size: with ``length_fn``: elements among which a batch is chosen; ``None`` for eight batches.
+        pool_size: with ``length_fn``: elements among which a batch is chosen; ``None`` for eight batches, but
+            not above 2,048 or one batch: all of its batches are looked at.
         allowed_sizes: the only sizes that the device runs, as where shapes are compiled: a batch is padded up to one
             of them, or leaves a remainder, whichever costs less per element. The largest replaces ``max_size``.
         min_size: fewest elements to which a goal of time cuts a batch.
@@ -155,7 +156,14 @@ class BatchPolicy:
     def unhurried(self) -> BatchPolicy:
         """Return the policy for input on which nobody waits: a goal of latency bounds what a batch takes instead."""
         seconds = min((value for value in (self.max_seconds, self.latency_slo) if value is not None), default=None)
-        calm = replace(self, latency_slo=None, deadline_fn=None, max_seconds=seconds, overflow=Overflow.BLOCK)
+        calm = replace(
+            self,
+            latency_slo=None,
+            deadline_fn=None,
+            max_seconds=seconds,
+            capacity_seconds=None,
+            overflow=Overflow.BLOCK,
+        )
         return calm if self.time_domain is TimeDomain.EVENT_TIME else replace(calm, max_delay=math.inf)
 
     @property
@@ -167,7 +175,7 @@ class BatchPolicy:
     @property
     def pool(self) -> int:
         """Elements among which a batch is chosen by length; 0 without ``length_fn``."""
-        return (self.pool_size or 8 * self.max_size) if self.length_fn else 0
+        return (self.pool_size or max(self.max_size, min(8 * self.max_size, 2_048))) if self.length_fn else 0
 
     @property
     def most_waiting(self) -> int:

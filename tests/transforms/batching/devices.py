@@ -6,11 +6,15 @@ from contbatch.transforms.batching import CostModel
 
 
 class Line(CostModel):
-    """Knows a device exactly, so that the arithmetic of a test is that of the line; learns nothing."""
+    """Knows a device exactly, so that the arithmetic of a test is that of the line; learns nothing.
 
-    def __init__(self, fixed: float, each: float, per_weight: float = 0.0) -> None:
+    Its upper bound is above the line by the share ``doubt``.
+    """
+
+    def __init__(self, fixed: float, each: float, per_weight: float = 0.0, doubt: float = 0.0) -> None:
         super().__init__()
         self._line = fixed, each, per_weight
+        self._doubt = doubt
 
     @property
     def parameters(self) -> tuple[float, float, float]:
@@ -24,7 +28,7 @@ class Line(CostModel):
         return fixed + each * size + per_weight * weight
 
     def upper(self, size: int, weight: float = 0.0) -> float:
-        return self.expected(size, weight)
+        return (1 + self._doubt) * self.expected(size, weight)
 
     def largest(self, seconds: float, limit: int, weight_per_element: float = 0.0) -> int:
         sizes = [size for size in range(1, limit + 1) if self.upper(size, size * weight_per_element) <= seconds]

@@ -117,7 +117,7 @@ def test_costs_are_not_asked_for_by_bounds_of_size_weight_and_delay() -> None:
 
 @pytest.mark.parametrize(
     ("bounds", "most"),
-    [({}, 100_000), ({"max_size": 200_000}, 200_000), ({"max_size": 20_000, "length_fn": len}, 160_000)],
+    [({}, 100_000), ({"max_size": 200_000}, 200_000), ({"max_size": 200_000, "length_fn": len}, 200_000)],
 )
 def test_a_capacity_that_nobody_gave_is_large_and_holds_what_a_batch_is_taken_from(
     bounds: dict[str, Any], most: int

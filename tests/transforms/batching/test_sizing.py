@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -134,6 +135,91 @@ def test_exactly_in_time_is_in_time() -> None:
     rule = sizing(Line(1.0, 1.0), allowed_sizes=(2, 4))
     assert rule.static([5.0] * 4, [], flush=False) == 4
     assert sizing(Line(1.0, 1.0), allowed_sizes=(2, 8)).static([3.0, 3.0, 6.0], [], flush=False) == 2
+
+
+def test_without_a_goal_all_run_before_any_batch_was_seen() -> None:
+    assert sizing(CostModel(), max_size=64).most(math.inf, 40) == 40
+
+
+def test_by_itself_an_element_takes_what_the_smallest_allowed_size_takes() -> None:
+    """1 s + 1 s * n + 1 s * weight."""
+    assert sizing(Line(1.0, 1.0, 1.0)).alone() == 2.0
+    assert sizing(Line(1.0, 1.0, 1.0), allowed_sizes=(4, 8)).alone(3.0) == 8.0
+    assert [sizing(allowed_sizes=(4, 8)).padded(size) for size in (1, 4, 5, 8)] == [4, 4, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "slack", "weights", "taken"),
+    [
+        ((2, 4), 13.0, [2.0] * 4, 4),  # 1 + 4 + 8 s, exactly
+        ((2, 4), 12.9, [2.0] * 4, 2),  # 1 + 2 + 4 s
+        ((2, 4), 5.0, [], 4),  # 1 + 4 s, where weight costs nothing
+        ((1, 2, 4), 10.9, [2.0] * 3, 2),  # 3 padded to 4 weigh 6, 11 s; the first 2 weigh 4, 7 s
+        ((1, 2, 4), 8.0, [2.0] * 3, 2),
+        ((1, 2, 4), 6.9, [2.0] * 3, 1),  # 1 + 1 + 2 s
+    ],
+)
+def test_the_weight_of_those_taken_counts_in_every_allowed_size(
+    sizes: tuple[int, ...], slack: float, weights: list[float], taken: int
+) -> None:
+    """1 s + 1 s * n + 1 s * weight; what a batch is padded with weighs nothing."""
+    rule = sizing(Line(1.0, 1.0, 1.0), allowed_sizes=sizes)
+    assert rule.static([slack] * (len(weights) or 4), [*accumulate(weights)], flush=True) == taken
+
+
+def test_a_remainder_has_its_own_weight() -> None:
+    """2 of weight 4 take 7 s, then 1 of weight 2 padded to 2 takes 5 s: 12 s, exactly in time; together 11 s.
+
+    Each of 2 takes 3.5 s, of 3 padded to 4 takes 3.7 s. At the end, 3 padded to 8 take 15 s.
+    """
+    rule = sizing(Line(1.0, 1.0, 1.0), allowed_sizes=(2, 4))
+    assert rule.static([11.0, 11.0, 12.0], [2.0, 4.0, 6.0], flush=False) == 2
+    assert rule.static([11.0, 11.0, 11.9], [2.0, 4.0, 6.0], flush=False) == 3
+    assert sizing(Line(1.0, 1.0, 1.0), allowed_sizes=(2, 8)).static([math.inf] * 3, [2.0, 4.0, 6.0], flush=True) == 2
+
+
+@pytest.mark.parametrize("slacks", [[17.0, 17.0, 17.0, 17.0, math.inf], [17.0, 17.0, 17.0, math.inf, 17.0]])
+def test_the_tightest_of_a_remainder_counts_wherever_it_is(slacks: list[float]) -> None:
+    """6 s + n: 3 and then 2 padded to 3 take 18 s, 3 s each for the first; 5 padded to 10 take 16 s, 3.2 s each."""
+    rule = sizing(Line(6.0, 1.0), allowed_sizes=(3, 10))
+    assert rule.static(slacks, [], flush=False) == 5
+    assert rule.static([18.0] * 5, [], flush=False) == 3
+
+
+@pytest.mark.parametrize(
+    ("sizes", "flush", "taken"),
+    [
+        ((3, 10), False, 3),  # 16 s / 5 > 9 s / 3
+        ((3, 9), False, 5),  # 15 s / 5 = 9 s / 3
+        ((3, 13), True, 3),  # 19 s > 9 s + 9 s
+        ((3, 12), True, 5),  # 18 s
+    ],
+)
+def test_doubt_is_no_cost(sizes: tuple[int, ...], flush: bool, taken: int) -> None:
+    """6 s + n, and up to a quarter more."""
+    assert sizing(Line(6.0, 1.0, doubt=0.25), allowed_sizes=sizes).static([math.inf] * 5, [], flush) == taken
+
+
+def test_with_doubt_a_size_must_be_in_time() -> None:
+    """6 s + n, and up to a quarter more: 10 take up to 20 s, 3 up to 11.25 s, and 3 and then 3 up to 22.5 s."""
+    rule = sizing(Line(6.0, 1.0, doubt=0.25), allowed_sizes=(3, 10))
+    assert rule.static([20.0] * 10, [], flush=False) == 10
+    assert rule.static([19.9] * 10, [], flush=False) == 3
+    assert rule.static([22.5] * 5, [], flush=False) == 3
+    assert rule.static([22.4] * 5, [], flush=False) == 5
+
+
+def test_with_doubt_a_batch_cut_by_weight_must_be_in_time() -> None:
+    """1 s + 1 s * n + 1 s * weight, and up to a quarter more: 2 of 6 take 9 to 11.25 s."""
+    rule = sizing(Line(1.0, 1.0, 1.0, doubt=0.25), max_size=64)
+    assert rule.most(11.25, 3, [4.0, 6.0, 6.0]) == 2
+    assert rule.most(11.2, 3, [4.0, 6.0, 6.0]) == 1
+
+
+def test_no_batch_is_padded_beyond_max_seconds() -> None:
+    """8 take 14 ms."""
+    assert sizing(allowed_sizes=(2, 8), max_seconds=0.0139).static([math.inf] * 3, [], flush=False) == 2
+    assert sizing(allowed_sizes=(2, 8), max_seconds=0.0141).static([math.inf] * 3, [], flush=False) == 3
 
 
 @given(
