@@ -21,9 +21,10 @@ from apache_beam.utils.windowed_value import WindowedValue
 from contbatch.transforms.batching import BatchPolicy, TimeDomain
 from contbatch.transforms.buffer import Settings
 from contbatch.transforms.chunks import timestamp_of
+from contbatch.transforms.event_time import EventTimeBatchFn
 from contbatch.transforms.microbatch import ElementsCoder, MicroBatchOf
 from contbatch.transforms.rows import Rows, pack
-from contbatch.transforms.stateful import BoundedBatchFn, EventTimeBatchFn, RealTimeBatchFn
+from contbatch.transforms.stateful import BoundedBatchFn, RealTimeBatchFn
 
 _CHUNK, _BUNDLE = 512, 50_000
 """Rows in a chunk, and rows of all keys that are held back at once."""

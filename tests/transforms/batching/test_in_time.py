@@ -15,9 +15,8 @@ DEVICE = Line(0.010, 0.0005, 0.0002)
 """As in ``Play``."""
 
 
-def bounded(deadlines: bool = True, **bounds: object) -> st.SearchStrategy[BatchPolicy]:
-    given_bounds = {"min_size": 1, "deadline_fn": FUNCTIONS["deadline_fn"] if deadlines else None, **bounds}
-    return policies(**given_bounds)
+def bounded(**bounds: object) -> st.SearchStrategy[BatchPolicy]:
+    return policies(min_size=1, deadline_fn=FUNCTIONS["deadline_fn"], **bounds)
 
 
 @given(bounded(capacity_seconds=None), traffic)
@@ -45,3 +44,14 @@ def test_an_element_is_shed_only_if_it_could_not_be_answered_alone_or_a_full_bat
         weight = one.weight * (smallest if policy.length_fn else 1) if policy.weight_fn or policy.length_fn else 0.0
         alone = DEVICE.expected(smallest, weight)
         assert one.slack < alone or (waiting >= policy.max_size and not policy.length_fn)
+
+
+@given(policies(), traffic)
+def test_a_device_gets_nothing_only_if_nothing_is_left(policy: BatchPolicy, coming: list[Coming]) -> None:
+    """Where a unit of weight costs as much as 4 elements, many are too late because of what they weigh."""
+    play = Play(policy, Line(0.010, 0.0005, 0.002))
+    for one in coming:
+        play.arrive(one)
+    while play.scheduler:
+        done = play.scheduler.release(play.now)
+        assert done.batch or not play.scheduler

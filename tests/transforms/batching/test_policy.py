@@ -68,8 +68,9 @@ def test_in_event_time_the_delay_stays() -> None:
     assert policy.unhurried() == policy
 
 
-def test_a_pool_is_eight_batches_where_nobody_gave_one() -> None:
-    assert [BatchPolicy(8).pool, BatchPolicy(8, length_fn=len).pool] == [0, 64]
+def test_a_pool_is_eight_batches_and_2048_at_most_where_nobody_gave_one() -> None:
+    assert BatchPolicy(8).pool == 0
+    assert [BatchPolicy(size, length_fn=len).pool for size in (8, 256, 257, 3_000)] == [64, 2_048, 2_048, 3_000]
     assert BatchPolicy(8, length_fn=len, pool_size=10).pool == 10
 
 
