@@ -5,8 +5,8 @@ released. State is read once per bundle.
 
 Timers. Bounded input and event time use a WATERMARK timer alone (a REAL_TIME timer in the class forces DirectRunner
 onto its slowest runner). Bounded, it stands at the earliest row, which holds the watermark there, and its firing
-empties the buffer. In event time (``event_time.py``) it stands where the first batch can be closed. In real time a REAL_TIME timer
-stands at the next decision, and a WATERMARK timer at the window's end takes what is left then.
+empties the buffer. In event time (``event_time.py``) it stands where the first batch can be closed. In real time a
+REAL_TIME timer stands at the next decision, and a WATERMARK timer at the window's end takes what is left then.
 
 Timestamps. A batch leaves at its earliest row's time, or later where the watermark was not held so far back: a value
 behind the watermark would be lost in the next aggregation. Its rows' times are in it.
