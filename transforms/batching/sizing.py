@@ -29,7 +29,9 @@ class Sizing:
 
     def padded(self, size: int) -> int:
         """Return what the device runs for so many elements: the next allowed size, if sizes are bound."""
-        return next((allowed for allowed in self._policy.allowed_sizes if allowed >= size), size)
+        if not self._policy.allowed_sizes:
+            return size
+        return next(allowed for allowed in self._policy.allowed_sizes if allowed >= size)
 
     def alone(self, weight: float = 0.0) -> float:
         """Return what an element of that weight takes by itself, in seconds."""

@@ -41,8 +41,7 @@ class ByUrgency(Generic[T]):
         shed = self._hopeless_heads(now)
         batch = self._queue.take(self._policy.max_size)
         reason = Reason.SIZE if len(batch) == self._policy.max_size else Reason.IDLE_DEVICE
-        weights = [one.weight for one in batch] if self._policy.weight_fn else []
-        sums = list(accumulate(weights))
+        sums = list(accumulate([one.weight for one in batch])) if self._policy.weight_fn else []
         if self._policy.max_weight is not None:
             fitting = max(1, sum([weight <= self._policy.max_weight for weight in sums]))
             if fitting < len(batch):
