@@ -76,12 +76,11 @@ class EventTimeBatchFn(BufferFn):
         """Release the batches that are complete."""
         head = self._head(key, window, lambda: Head.load(cell.read()))
         last = self._bounded or timestamp.micros // MILLI >= window.max_timestamp().micros // MILLI
-        if head.backlog.size:
-            upto, reason = (END_OF_TIME, end_of(window)) if last else (timestamp.micros, None)
-            rows = yield from self._form(key, window, self._read(bag), head.hold, upto, reason)
-            self._write(head, bag, rows)
-            head.hold = END_OF_TIME
-            self._arm(head, window, due, rows)
+        upto, reason = (END_OF_TIME, end_of(window)) if last else (timestamp.micros, None)
+        rows = yield from self._form(key, window, self._read(bag), head.hold, upto, reason)
+        self._write(head, bag, rows)
+        head.hold = END_OF_TIME
+        self._arm(head, window, due, rows)
         if head.backlog.size:
             cell.write(head.dump())
         else:

@@ -274,6 +274,18 @@ def test_a_chunk_beyond_the_capacity_is_released_early_as_far_as_it_has_to_be() 
     assert place.out() == Counter(place.pushed)
 
 
+def test_what_comes_after_a_firing_that_found_nothing_has_a_timer() -> None:
+    """Six of one instant are two too many, and leave together; the timer of the first, past 2 s, still fires."""
+    place = Place(LIVE, BatchPolicy(4, 1.0, capacity=4, time_domain="event_time"))
+    place.push([1.0])
+    place.push([1.0] * 5)
+    assert place.waiting == 0
+    place.advance_watermark(3.0)
+    place.push([5.0])
+    place.advance_watermark(9.0)
+    assert [list(batch) for batch in place.batches] == [[0, 1, 2, 3], [4, 5], [6]]
+
+
 def test_another_policy_takes_up_what_waits() -> None:
     """Under the first nothing is due. The second has deadlines, which those that wait do not have; the element that
     has one runs alone, as nothing is known of the costs yet."""
