@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import struct
 import sys
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.coders import Coder
+from apache_beam.coders import BytesCoder, Coder
 from apache_beam.metrics import Metrics
+from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
@@ -52,6 +53,11 @@ class Settings:
     stopwatch: Callable[[], float]
     idle_timer: bool = False
 
+
+ROWS = BagStateSpec("rows", BytesCoder())
+"""Packed chunks."""
+HEAD = ReadModifyWriteStateSpec("head", BytesCoder())
+"""Their summary, a :class:`Head`."""
 
 _HEAD = struct.Struct("<Idddqdq")
 
@@ -131,12 +137,22 @@ class BufferFn(beam.DoFn):
         """Keep what was learned."""
         self._cost.save(now=True)
 
-    def _head(self, key: bytes, window: Any, load: Callable[[], Head]) -> Head:
+    def _head(self, key: bytes, window: Any, state: Any) -> Head:
         """Return the summary of what is in state, loaded once per bundle."""
         place = key, window
         if place not in self._heads:
-            self._heads[place] = load()
+            self._heads[place] = self._load(state)
         return self._heads[place]
+
+    def _load(self, cell: Any) -> Head:
+        return Head.load(cell.read())
+
+    def _keep(self, head: Head, cell: Any) -> None:
+        """Write the summary, or leave nothing behind of an empty buffer, for keys may come and go for ever."""
+        if head.backlog.size:
+            cell.write(head.dump())
+        else:
+            cell.clear()
 
     def _forget(self, key: bytes, window: Any) -> None:
         """Load the summary anew when it is asked for next."""
@@ -184,6 +200,13 @@ class BufferFn(beam.DoFn):
 
     def _room(self, backlog: Backlog) -> int:
         return self._admission.room(backlog.size, backlog.weight)
+
+    def _add(self, key: bytes, window: Any, head: Head, bag: Any, chunk: bytes, hold: int) -> Iterator[Any]:
+        """Put a chunk into state, but for what is shed."""
+        chunk = yield from self._admit(key, window, head, chunk, hold)
+        if chunk:
+            bag.add(chunk)
+            head.add(summary(chunk))
 
     def _admit(self, key: bytes, window: Any, head: Head, chunk: bytes, hold: int) -> Generator[Any, None, bytes]:
         """Shed what there is no room for, the least urgent and then the latest first; returns the chunk without it."""

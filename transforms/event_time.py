@@ -7,16 +7,15 @@ from collections.abc import Generator, Iterator
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.coders import BytesCoder
 from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.userstate import TimerSpec, on_timer
 from apache_beam.utils.timestamp import Timestamp
 
 from contbatch.transforms.batching import BatchFormer, Reason
-from contbatch.transforms.buffer import BufferFn, Head, Settings, end_of
+from contbatch.transforms.buffer import HEAD, ROWS, BufferFn, Head, Settings, end_of
 from contbatch.transforms.chunks import MILLI, timestamp_of
 from contbatch.transforms.events import END_OF_TIME, MICROS
-from contbatch.transforms.rows import Rows, summary
+from contbatch.transforms.rows import Rows
 
 
 class EventTimeBatchFn(BufferFn):
@@ -27,8 +26,6 @@ class EventTimeBatchFn(BufferFn):
         bounded: whether one firing at the end takes all.
     """
 
-    ROWS = BagStateSpec("rows", BytesCoder())
-    HEAD = ReadModifyWriteStateSpec("head", BytesCoder())
     DUE = TimerSpec("due", TimeDomain.WATERMARK)
 
     def __init__(self, settings: Settings, bounded: bool) -> None:
@@ -46,22 +43,19 @@ class EventTimeBatchFn(BufferFn):
     ) -> Iterator[Any]:
         """Keep a chunk until the watermark says that its stretch of time is complete."""
         key, chunk = element
-        head = self._head(key, window, lambda: Head.load(cell.read()))
+        head = self._head(key, window, cell)
         hold = min(head.hold, timestamp.micros)
-        chunk = yield from self._admit(key, window, head, chunk, hold)
         was_full, rows = self._is_full(head), None
-        if chunk:
-            bag.add(chunk)
-            head.add(summary(chunk))
+        yield from self._add(key, window, head, bag, chunk, hold)
         if (room := self._room(head.backlog)) < 0:
             rows = self._read(bag)
             upto = sorted(rows.times)[max(len(rows.times) // 2, -room)] + 1
             rows = yield from self._form(key, window, rows, hold, upto, Reason.CAPACITY)
             self._write(head, bag, rows)
-        elif self._is_full(head) and not was_full:
+        elif not self._bounded and self._is_full(head) and not was_full:
             rows = self._read(bag)
         self._arm(head, window, due, rows)
-        cell.write(head.dump())
+        self._keep(head, cell)
 
     @on_timer(DUE)
     def on_due(
@@ -74,17 +68,14 @@ class EventTimeBatchFn(BufferFn):
         due: Any = beam.DoFn.TimerParam(DUE),
     ) -> Iterator[Any]:
         """Release the batches that are complete."""
-        head = self._head(key, window, lambda: Head.load(cell.read()))
+        head = self._head(key, window, cell)
         last = self._bounded or timestamp.micros // MILLI >= window.max_timestamp().micros // MILLI
         upto, reason = (END_OF_TIME, end_of(window)) if last else (timestamp.micros, None)
         rows = yield from self._form(key, window, self._read(bag), head.hold, upto, reason)
         self._write(head, bag, rows)
         head.hold = END_OF_TIME
         self._arm(head, window, due, rows)
-        if head.backlog.size:
-            cell.write(head.dump())
-        else:
-            cell.clear()
+        self._keep(head, cell)
 
     def _form(
         self, key: bytes, window: Any, rows: Rows, hold: int, upto: int, last: Reason | None

@@ -19,13 +19,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.coders import BytesCoder
 from apache_beam.transforms.timeutil import TimeDomain
-from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
+from apache_beam.transforms.userstate import TimerSpec, on_timer
 from apache_beam.utils.timestamp import Timestamp
 
 from contbatch.transforms.batching import Reason
-from contbatch.transforms.buffer import BufferFn, Head, end_of
+from contbatch.transforms.buffer import HEAD, ROWS, BufferFn, Head, end_of
 from contbatch.transforms.chunks import timestamp_of
 from contbatch.transforms.events import END_OF_TIME, MICROS
 from contbatch.transforms.rows import Rows, summary
@@ -42,7 +41,6 @@ class BoundedBatchFn(BufferFn):
     Bundles are large here, so the rows themselves are read once per bundle: a second state cell would cost more.
     """
 
-    ROWS = BagStateSpec("rows", BytesCoder())
     LAST = TimerSpec("last", TimeDomain.WATERMARK)
 
     def process(
@@ -54,7 +52,7 @@ class BoundedBatchFn(BufferFn):
     ) -> Iterator[Any]:
         """Keep a chunk, and release full batches."""
         key, chunk = element
-        head = self._head(key, window, lambda: Head.of(bag.read()))
+        head = self._head(key, window, bag)
         bag.add(chunk)
         head.add(summary(chunk))
         last.set(timestamp_of(head.time))
@@ -75,12 +73,13 @@ class BoundedBatchFn(BufferFn):
             bag.clear()
         self._forget(key, window)
 
+    def _load(self, bag: Any) -> Head:
+        return Head.of(bag.read())
+
 
 class RealTimeBatchFn(BufferFn):
     """Live input on the worker's clock."""
 
-    ROWS = BagStateSpec("rows", BytesCoder())
-    HEAD = ReadModifyWriteStateSpec("head", BytesCoder())
     DUE = TimerSpec("due", TimeDomain.REAL_TIME)
     LAST = TimerSpec("last", TimeDomain.WATERMARK)
 
@@ -101,19 +100,16 @@ class RealTimeBatchFn(BufferFn):
     ) -> Iterator[Any]:
         """Keep a chunk, release what is due, and set the timer for the next decision."""
         key, chunk = element
-        head = self._head(key, window, lambda: Head.load(cell.read()))
+        head = self._head(key, window, cell)
         hold = min(head.hold, timestamp.micros)
         if not head.backlog.size:
             last.set(window.max_timestamp())
-        chunk = yield from self._admit(key, window, head, chunk, hold)
-        if chunk:
-            bag.add(chunk)
-            head.add(summary(chunk))
+        yield from self._add(key, window, head, bag, chunk, hold)
         if self._why(head.backlog):
             rows = self._read(bag)
             self._write(head, bag, (yield from self._release(key, window, rows, hold)))
         self._arm(head, timestamp.micros, due, (key, window))
-        self._keep(head, cell, last)
+        self._leave(head, cell, last)
 
     @on_timer(DUE)
     def on_due(
@@ -129,14 +125,14 @@ class RealTimeBatchFn(BufferFn):
 
         All, since a timer that is set here would hold the watermark at the wall clock.
         """
-        head = self._head(key, window, lambda: Head.load(cell.read()))
+        head = self._head(key, window, cell)
         # The firing's own timestamp is where the timer stood, whatever the worker's clock says (on Prism it is not).
         now = max(self._settings.clock(), timestamp.micros / MICROS) + _SKEW
         if now < head.armed:
             return
         reason = self._rule.due(head.backlog, now) or Reason.DELAY
         yield from self._empty(key, window, head, bag, reason)
-        self._keep(head, cell, last)
+        self._leave(head, cell, last)
 
     @on_timer(LAST)
     def on_last(
@@ -148,27 +144,24 @@ class RealTimeBatchFn(BufferFn):
         due: Any = beam.DoFn.TimerParam(DUE),
     ) -> Iterator[Any]:
         """Release all that waits, as the window is complete, and disarm the other timer: it would spin on Flink."""
-        head = self._head(key, window, lambda: Head.load(cell.read()))
+        head = self._head(key, window, cell)
         due.clear()
         if head.backlog.size:
             yield from self._empty(key, window, head, bag, end_of(window))
-        cell.clear()
+        self._keep(head, cell)
 
     def _empty(self, key: bytes, window: Any, head: Head, bag: Any, reason: Reason) -> Iterator[Any]:
         yield from self._release(key, window, self._read(bag), head.hold, drain=reason)
         self._write(head, bag, Rows())
         head.armed, head.hold = math.inf, END_OF_TIME
 
-    def _keep(self, head: Head, cell: Any, last: Any) -> None:
-        """Write the summary, or leave nothing behind of an empty buffer, for keys may come and go for ever.
+    def _leave(self, head: Head, cell: Any, last: Any) -> None:
+        """Keep the summary, and of an empty buffer not even the window's timer.
 
-        On Prism the window's timer stays: a timer that is cleared there fires at once.
+        On Prism that one stays: a timer that is cleared there fires at once.
         """
-        if head.backlog.size:
-            cell.write(head.dump())
-            return
-        cell.clear()
-        if not self._settings.idle_timer:
+        self._keep(head, cell)
+        if not head.backlog.size and not self._settings.idle_timer:
             last.clear()
 
     def _arm(self, head: Head, time: int, due: Any, place: Any) -> None:

@@ -86,12 +86,15 @@ class ByLength(Generic[T]):
         return now + self._seconds(batch) < head.arrival + self._policy.max_delay
 
     def _seconds(self, batch: list[Waiting[T]]) -> float:
-        size = self._sizing.padded(len(batch))
-        return self._cost.expected(size, size * batch[-1].weight)
+        return self._cost.expected(*self._load(batch))
 
     def _upper(self, batch: list[Waiting[T]]) -> float:
+        return self._cost.upper(*self._load(batch))
+
+    def _load(self, batch: list[Waiting[T]]) -> tuple[int, float]:
+        """Return the size and the weight that the device runs."""
         size = self._sizing.padded(len(batch))
-        return self._cost.upper(size, size * batch[-1].weight)
+        return size, size * batch[-1].weight
 
     def _remove(self, waiting: list[Waiting[T]]) -> None:
         gone = {one.number for one in waiting}
@@ -99,7 +102,7 @@ class ByLength(Generic[T]):
 
     def _in_time(self, batch: list[Waiting[T]], now: float, head: Waiting[T] | None = None) -> list[Waiting[T]]:
         """Return a batch without its longest elements, as far as it would be late with them; the head stays."""
-        longest = self._policy.max_seconds or math.inf
+        longest = self._sizing.longest
         if longest == math.inf and all(one.deadline == math.inf for one in batch):
             return batch
         batch = list(batch)

@@ -15,6 +15,8 @@ class Sizing:
     def __init__(self, policy: BatchPolicy, cost: CostModel) -> None:
         self._policy = policy
         self._cost = cost
+        self.longest = policy.max_seconds or math.inf
+        """Most seconds that a batch may run."""
 
     def enough(self) -> int:
         """Return the size that is worth waiting for: full, or as large as the policy's goals for a batch allow."""
@@ -45,7 +47,7 @@ class Sizing:
             waiting: how many wait.
             sums: what the first, the first two and so on weigh together; empty if weight costs nothing.
         """
-        slack = min(slack, self._policy.max_seconds or math.inf)
+        slack = min(slack, self.longest)
         if slack == math.inf:
             return waiting
         least = min(self._policy.min_size, waiting)
@@ -70,8 +72,7 @@ class Sizing:
         def weight(first: int) -> float:
             return sums[min(first, waiting) - 1] if sums else 0.0
 
-        longest = self._policy.max_seconds or math.inf
-        usable = [n for n in sizes if cost.upper(n, weight(n)) <= min(longest, *slacks[:n])] or [sizes[0]]
+        usable = [n for n in sizes if cost.upper(n, weight(n)) <= min(self.longest, *slacks[:n])] or [sizes[0]]
         if waiting >= usable[-1]:
             return usable[-1]
         up = next(size for size in usable if size >= waiting)
