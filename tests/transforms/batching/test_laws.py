@@ -4,62 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import Any
 
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from contbatch.transforms.batching import BatchPolicy, CostModel, Overflow, Reason, Scheduler
+from contbatch.transforms.batching import BatchPolicy, Overflow, Reason, Scheduler
 from contbatch.transforms.batching.release import Backlog, ReleaseRule
+from tests.transforms.batching.devices import Line
+from tests.transforms.batching.traffic import Coming, policies, traffic
 
-SECONDS = st.sampled_from([0.0, 0.001, 0.02, 0.1, 1.0])
-
-
-Arrival = tuple[float, float, int, int]
-"""Seconds after the one before, deadline from then, weight, priority."""
-arrivals = st.lists(
-    st.tuples(SECONDS, st.sampled_from([0.005, 0.03, 0.2, math.inf]), st.integers(0, 9), st.sampled_from([-1, 0, 2])),
-    max_size=40,
-)
+DEVICE = Line(0.010, 0.0005, 0.0001)
 
 
-@st.composite
-def policies(draw: st.DrawFn) -> BatchPolicy:
-    """Return any policy on the worker's clock."""
-    maybe: Any = lambda values: st.one_of(st.none(), values)  # noqa: E731
-    size = draw(st.integers(1, 6))
-    kind = draw(st.sampled_from(["plain", "weight", "length"]))
-    bounds: dict[str, Any] = {
-        "max_size": size,
-        "max_delay": draw(st.sampled_from([0.0, 0.05, 1.0, math.inf])),
-        "min_size": draw(st.integers(1, size)),
-        "max_seconds": draw(maybe(st.sampled_from([0.011, 0.02]))),
-        "target_overhead": draw(maybe(st.sampled_from([0.1, 0.9]))),
-        "capacity": draw(maybe(st.integers(12, 30))),
-        "capacity_seconds": draw(maybe(st.sampled_from([0.02, 0.2]))),
-        "overflow": draw(st.sampled_from(Overflow)),
-    }
-    if kind != "plain":
-        bounds[f"{kind}_fn"] = float
-        bounds["max_weight"] = draw(maybe(st.sampled_from([3.0, 12.0])))
-    if kind == "length":
-        bounds["pool_size"] = draw(maybe(st.integers(size, 12)))
-        bounds["capacity"] = None
-    else:
-        bounds["allowed_sizes"] = draw(st.sampled_from([(), (size,), (1, size + 1), (2, size + 2)]))
-    return BatchPolicy(**bounds)
-
-
-def known_device() -> CostModel:
-    """10 ms, 0.5 ms an element and 0.1 ms a unit of weight."""
-    model = CostModel()
-    for size in (1, 4, 8, 16) * 6:
-        for weight in (0, size * 2, size * 9):
-            model.observe(size, 0.010 + 0.0005 * size + 0.0001 * weight, weight)
-    return model
-
-
-def check_batch(policy: BatchPolicy, weights: list[int], size: int) -> None:
+def check_batch(policy: BatchPolicy, weights: list[float], size: int) -> None:
     """Check the limits of one batch; an element that is too heavy runs alone."""
     assert len(weights) <= policy.max_size
     assert size == min((one for one in policy.allowed_sizes if one >= len(weights)), default=len(weights))
@@ -68,11 +25,11 @@ def check_batch(policy: BatchPolicy, weights: list[int], size: int) -> None:
         assert weight <= policy.max_weight
 
 
-@given(policies(), arrivals, st.integers(0, 3), st.booleans())
+@given(policies(), traffic, st.integers(0, 3), st.booleans())
 def test_everything_leaves_once_and_within_the_limits(
-    policy: BatchPolicy, plan: list[Arrival], eager: int, learns: bool
+    policy: BatchPolicy, plan: list[Coming], eager: int, learns: bool
 ) -> None:
-    scheduler: Scheduler[int] = Scheduler(policy, known_device() if learns else None)
+    scheduler: Scheduler[int] = Scheduler(policy, DEVICE if learns else None)
     weighs = bool(policy.weight_fn or policy.length_fn)
     now, taken, refused, fates = 0.0, {}, 0, Counter[int]()
 
@@ -107,20 +64,20 @@ def test_everything_leaves_once_and_within_the_limits(
     assert counts.submitted == counts.released + counts.shed + counts.refused
 
 
-@given(policies(), arrivals)
-def test_seconds_of_work_are_bounded(policy: BatchPolicy, plan: list[Arrival]) -> None:
+@given(policies(), traffic)
+def test_seconds_of_work_are_bounded(policy: BatchPolicy, plan: list[Coming]) -> None:
     """Up to one element of the mean weight: what comes next may be heavier than those before."""
     assume(policy.capacity_seconds is not None)
-    scheduler: Scheduler[int] = Scheduler(policy, known_device())
+    scheduler: Scheduler[int] = Scheduler(policy, DEVICE)
     for number, (_, _, weight, _) in enumerate(plan):
         before = scheduler.statistics().waiting_seconds
         if scheduler.submit(number, 0.0, weight=weight) and len(scheduler) > 1:
             assert before <= (policy.capacity_seconds or 0.0) + 1e-9
 
 
-@given(arrivals, st.integers(1, 6), st.sampled_from([None, 12.0]))
+@given(traffic, st.integers(1, 6), st.sampled_from([None, 12.0]))
 def test_the_order_of_arrival_is_kept_where_nothing_else_is_asked_for(
-    plan: list[Arrival], size: int, most: float | None
+    plan: list[Coming], size: int, most: float | None
 ) -> None:
     scheduler: Scheduler[int] = Scheduler(BatchPolicy(size, max_weight=most, weight_fn=float))
     now, out = 0.0, []
@@ -132,8 +89,8 @@ def test_the_order_of_arrival_is_kept_where_nothing_else_is_asked_for(
     assert out == list(range(len(plan)))
 
 
-@given(arrivals, st.integers(1, 6))
-def test_batches_leave_by_deadline(plan: list[Arrival], size: int) -> None:
+@given(traffic, st.integers(1, 6))
+def test_batches_leave_by_deadline(plan: list[Coming], size: int) -> None:
     """All are there at once, the device is quick enough, and those without deadline may wait for ever."""
     scheduler: Scheduler[int] = Scheduler(BatchPolicy(size, max_delay=1e6))
     deadlines = [100.0 + slack for _, slack, _, _ in plan]
@@ -161,11 +118,11 @@ def test_nothing_starves_under_a_stream_of_more_urgent_elements(size: int, ahead
     assert now <= ahead + 3
 
 
-@given(policies(), arrivals, st.floats(0.0, 3.0))
+@given(policies(), traffic, st.floats(0.0, 3.0))
 def test_a_decision_is_never_in_the_past_and_nothing_is_due_before_it(
-    policy: BatchPolicy, plan: list[Arrival], later: float
+    policy: BatchPolicy, plan: list[Coming], later: float
 ) -> None:
-    rule, backlog, now = ReleaseRule(policy, known_device()), Backlog(), 0.0
+    rule, backlog, now = ReleaseRule(policy, DEVICE), Backlog(), 0.0
     for gap, slack, weight, _ in plan:
         now += gap
         backlog = backlog.plus(Backlog(1, weight, now, now + slack))
@@ -179,14 +136,14 @@ def test_a_decision_is_never_in_the_past_and_nothing_is_due_before_it(
         assert rule.due(backlog, now + later) is None
 
 
-@given(policies(), policies(), arrivals, arrivals)
+@given(policies(), policies(), traffic, traffic)
 def test_a_change_of_the_policy_loses_nothing_and_takes_effect(
-    before: BatchPolicy, after: BatchPolicy, first: list[Arrival], second: list[Arrival]
+    before: BatchPolicy, after: BatchPolicy, first: list[Coming], second: list[Coming]
 ) -> None:
-    scheduler: Scheduler[int] = Scheduler(before, known_device())
+    scheduler: Scheduler[int] = Scheduler(before, DEVICE)
     taken, fates, weights = [], Counter[int](), []
 
-    def bring(plan: list[Arrival]) -> None:
+    def bring(plan: list[Coming]) -> None:
         for _, slack, weight, priority in plan:
             if scheduler.submit(len(weights), 0.0, slack, weight, priority):
                 taken.append(len(weights))

@@ -73,6 +73,7 @@ def policies(draw: st.DrawFn, **fixed: Any) -> BatchPolicy:
         "latency_slo": maybe(st.sampled_from([0.005, 0.02, 0.1, 5.0])),
         "min_size": draw(st.integers(1, size)),
         "max_seconds": maybe(st.sampled_from([0.011, 0.012, 0.05])),
+        "target_overhead": maybe(st.sampled_from([0.1, 0.9])),
         "capacity_seconds": maybe(st.sampled_from([0.01, 0.03, 0.2])),
         "overflow": draw(st.sampled_from(Overflow)),
     }
