@@ -70,4 +70,7 @@ class DeadlineQueue(Generic[T]):
 
     def take(self, size: int) -> list[Waiting[T]]:
         """Remove and return the most urgent, ``size`` of them or as many as there are."""
-        return [heapq.heappop(self._heap) for _ in range(min(size, len(self._heap)))]
+        if size >= len(self._heap):
+            taken, self._heap = sorted(self._heap), []
+            return taken
+        return [heapq.heappop(self._heap) for _ in range(size)]

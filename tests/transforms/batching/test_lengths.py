@@ -47,7 +47,7 @@ def test_the_most_weight_is_that_of_the_padded_batch_and_too_long_a_one_runs_alo
 
 
 def test_the_most_urgent_is_in_the_batch_once_it_cannot_wait() -> None:
-    """Four of 10 take 14 ms, one of 100 20 ms: with 50 ms it can wait for them, with 29 it cannot, nor for one of them."""
+    """Four of 10 take 14 ms, one of 100 20 ms and with one of 10 30: with 50 ms it can wait, with 29 it runs alone."""
     for slack, first in ((0.050, [10, 10, 10, 10]), (0.029, [100])):
         ours = scheduler()
         fill(ours, [100], deadline=slack)
