@@ -92,7 +92,7 @@ def ours(lengths: Sequence[int], pool: int, length_fn: Callable[[int], float] = 
     rule, backlog, batches = ReleaseRule(policy, cost), Backlog(), []
 
     def run(now: int, flush: bool) -> None:
-        batch, *_, size, weight = scheduler.release(now, flush)
+        batch, _, _, size, weight, _ = scheduler.release(now, flush)
         batches.append((batch, now))
         scheduler.finish(size, device(size, max(lengths[number] for number in batch)), weight)
 

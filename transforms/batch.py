@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -206,14 +204,14 @@ class _ChunkFn(beam.DoFn):
     def _ask(self, value: Any, chunk: _Open) -> None:
         """Ask the policy's functions about an element."""
         policy, rows = self._settings.policy, chunk.rows
-        if policy.deadline_fn or policy.latency_slo is not None:
-            slo = chunk.arrival + policy.latency_slo if policy.latency_slo is not None else math.inf
-            rows.deadlines.append(_number("deadline_fn", policy.deadline_fn(value)) if policy.deadline_fn else slo)
-        if weigh := policy.weight_fn or policy.length_fn:
-            name = "weight_fn" if policy.weight_fn else "length_fn"
-            rows.weights.append(_number(name, weigh(value), 0.0, _MOST))
+        if policy.deadline_fn:
+            rows.deadlines.append(policy.deadline_of(value))
+        elif policy.latency_slo is not None:
+            rows.deadlines.append(chunk.arrival + policy.latency_slo)
+        if policy.weight_fn or policy.length_fn:
+            rows.weights.append(policy.weight_of(value))
         if policy.priority_fn:
-            rows.priorities.append(_number("priority_fn", policy.priority_fn(value), -_MOST, _MOST))
+            rows.priorities.append(policy.priority_of(value))
 
     def _close(self, chunk: _Open) -> WindowedValue:
         rows, key = chunk.rows, chunk.key
@@ -242,13 +240,3 @@ _PROCESS = uuid.uuid4().bytes
 def _never() -> float:
     """Return the time on bounded input, where arrivals mean nothing."""
     return 0.0
-
-
-_MOST = sys.float_info.max
-
-
-def _number(name: str, value: float, least: float = -math.inf, most: float = math.inf) -> float:
-    value = float(value)
-    if not least <= value <= most:  # nor a NaN
-        raise ValueError(f"{name} returned {value}; it has to return a number from {least:g} to {most:g}")
-    return value

@@ -166,7 +166,7 @@ class BufferFn(beam.DoFn):
         scheduler = self._scheduler(rows)
         left = set(range(len(rows.times)))
         while scheduler and (reason := drain or self._why_more(scheduler)):
-            batch, shed, because, size, weight = scheduler.release(clock(), flush=drain is not None)
+            batch, shed, because, size, weight, _ = scheduler.release(clock(), flush=drain is not None)
             left.difference_update(batch, shed)
             if shed:
                 yield self._shed_rows(key, window, rows.pick(shed), Reason.DEADLINE, hold)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from contbatch.transforms.batching.cost import CostModel
 from contbatch.transforms.batching.policy import BatchPolicy, Reason
-from contbatch.transforms.batching.queue import Choice, DeadlineQueue, Waiting
+from contbatch.transforms.batching.queue import Choice, DeadlineQueue, Room, Waiting
 from contbatch.transforms.batching.sizing import Sizing
 
 T = TypeVar("T")
@@ -50,8 +50,14 @@ class ByLength(Generic[T]):
         """Return all that wait, in no order."""
         return self._queue.elements() + self._pool
 
-    def choose(self, now: float, flush: bool) -> Choice[T]:
-        """Remove and return the next batch, and what cannot be answered."""
+    def choose(self, now: float, flush: bool, room: Room | None = None) -> Choice[T]:
+        """Remove and return the next batch, and what cannot be answered.
+
+        Raises:
+            ValueError: ``room`` is given: a padded batch is never joined.
+        """
+        if room is not None:
+            raise ValueError("a batch by length_fn is not joined while it runs; use weight_fn and max_weight")
         shed: list[Waiting[T]] = []
         while hopeless := self._fill(now):
             self._remove(hopeless)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -166,6 +167,32 @@ class BatchPolicy:
         )
         return calm if self.time_domain is TimeDomain.EVENT_TIME else replace(calm, max_delay=math.inf)
 
+    def deadline_of(self, element: Any) -> float:
+        """Return the deadline of an element, in seconds since the epoch, or infinity if it has none of its own.
+
+        Raises:
+            ValueError: that is not a number.
+        """
+        return _number("deadline_fn", self.deadline_fn(element)) if self.deadline_fn else math.inf
+
+    def weight_of(self, element: Any) -> float:
+        """Return the weight or length of an element, or 0 if it has none.
+
+        Raises:
+            ValueError: it is not a number from 0 up.
+        """
+        if self.weight_fn:
+            return _number("weight_fn", self.weight_fn(element), 0.0, _MOST)
+        return _number("length_fn", self.length_fn(element), 0.0, _MOST) if self.length_fn else 0.0
+
+    def priority_of(self, element: Any) -> float:
+        """Return the priority of an element, in seconds, or 0 if it has none.
+
+        Raises:
+            ValueError: it is not a finite number.
+        """
+        return _number("priority_fn", self.priority_fn(element), -_MOST, _MOST) if self.priority_fn else 0.0
+
     @property
     def asks_costs(self) -> bool:
         """Whether any bound depends on what batches cost."""
@@ -181,6 +208,16 @@ class BatchPolicy:
     def most_waiting(self) -> int:
         """The capacity in elements."""
         return self.capacity or max(100_000, self.max_size, self.pool)
+
+
+_MOST = sys.float_info.max
+
+
+def _number(name: str, value: float, least: float = -math.inf, most: float = math.inf) -> float:
+    value = float(value)
+    if not least <= value <= most:  # nor a NaN
+        raise ValueError(f"{name} returned {value}; it has to return a number from {least:g} to {most:g}")
+    return value
 
 
 def _whole(name: str, *values: int) -> None:

@@ -39,6 +39,18 @@ class Choice(NamedTuple, Generic[T]):
     reason: Reason
 
 
+class Room(NamedTuple):
+    """What may join elements that run already.
+
+    Attributes:
+        size: elements.
+        weight: their weight.
+    """
+
+    size: int
+    weight: float = math.inf
+
+
 class DeadlineQueue(Generic[T]):
     """A queue by urgency: earliest virtual deadline first, equal ones in the order of arrival.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
@@ -12,7 +12,7 @@ from contbatch.transforms.batching.admission import Admission
 from contbatch.transforms.batching.cost import CostModel
 from contbatch.transforms.batching.lengths import ByLength
 from contbatch.transforms.batching.policy import BatchPolicy, Overflow, Reason
-from contbatch.transforms.batching.queue import Waiting
+from contbatch.transforms.batching.queue import Room, Waiting
 from contbatch.transforms.batching.release import Backlog
 from contbatch.transforms.batching.sizing import Sizing
 from contbatch.transforms.batching.urgency import ByUrgency
@@ -33,6 +33,7 @@ class Released(NamedTuple, Generic[T]):
         reason: why the batch is what it is.
         size: what the device runs: as many as the batch holds, or the allowed size that it is padded to.
         weight: the batch's weight; with lengths its padded size times its longest.
+        arrival: when the first of them came, in seconds.
     """
 
     batch: list[T]
@@ -40,6 +41,7 @@ class Released(NamedTuple, Generic[T]):
     reason: Reason
     size: int = 0
     weight: float = 0.0
+    arrival: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -134,14 +136,24 @@ class Scheduler(Generic[T]):
         self._weight += weight
         return True
 
-    def release(self, now: float, flush: bool = False) -> Released[T]:
+    def discard(self, unwanted: Callable[[T], bool]) -> int:
+        """Forget the waiting elements that nobody wants any more; returns how many they were."""
+        waiting = self._waiting.elements()
+        kept = [one for one in waiting if not unwanted(one.item)]
+        self._count = len(kept)
+        self._weight = sum([one.weight for one in kept]) if self._weighs else 0.0
+        self._use(self._policy, kept)
+        return len(waiting) - len(kept)
+
+    def release(self, now: float, flush: bool = False, room: Room | None = None) -> Released[T]:
         """Return what a free device should run now.
 
         Args:
             now: the time, in seconds.
             flush: whether nothing more is to come, so that what is left over runs next.
+            room: for a device that runs some already, what may join them; nothing if nothing fits.
         """
-        batch, shed, reason = self._waiting.choose(now, flush)
+        batch, shed, reason = self._waiting.choose(now, flush, room)
         self._count -= len(batch) + len(shed)
         self._shed += len(shed)
         if self._weighs:
@@ -152,7 +164,8 @@ class Scheduler(Generic[T]):
         self._released += len(batch)
         self._batches[reason] += 1
         size = self._sizing.padded(len(batch))
-        return Released(items, gone, reason, size, self._weigh(batch, size) if self._weighs else 0.0)
+        weight = self._weigh(batch, size) if self._weighs else 0.0
+        return Released(items, gone, reason, size, weight, min([one.arrival for one in batch]))
 
     def backlog(self) -> Backlog:
         """Return what waits, in summary."""

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from contbatch.transforms.batching.cost import CostModel
 from contbatch.transforms.batching.policy import BatchPolicy, Reason
-from contbatch.transforms.batching.queue import Choice, DeadlineQueue, Waiting
+from contbatch.transforms.batching.queue import Choice, DeadlineQueue, Room, Waiting
 from contbatch.transforms.batching.sizing import Sizing
 
 T = TypeVar("T")
@@ -36,14 +36,16 @@ class ByUrgency(Generic[T]):
         """Return all that wait, in no order."""
         return self._queue.elements()
 
-    def choose(self, now: float, flush: bool) -> Choice[T]:
-        """Remove and return the next batch, and what cannot be answered."""
+    def choose(self, now: float, flush: bool, room: Room | None = None) -> Choice[T]:
+        """Remove and return the next batch, and what cannot be answered; with ``room``, what fits beside others."""
         shed = self._hopeless_heads(now)
-        batch = self._queue.take(self._policy.max_size)
-        reason = Reason.SIZE if len(batch) == self._policy.max_size else Reason.IDLE_DEVICE
+        most = self._policy.max_size if room is None else room.size
+        batch = self._queue.take(most)
+        reason = Reason.SIZE if len(batch) == most else Reason.IDLE_DEVICE
         sums = list(accumulate([one.weight for one in batch])) if self._policy.weight_fn else []
-        if self._policy.max_weight is not None:
-            fitting = max(1, sum([weight <= self._policy.max_weight for weight in sums]))
+        heaviest = self._policy.max_weight if room is None else room.weight
+        if heaviest is not None and sums:
+            fitting = max(room is None, sum([weight <= heaviest for weight in sums]))
             if fitting < len(batch):
                 reason = Reason.WEIGHT
                 batch = self._keep(batch, fitting)

@@ -35,7 +35,7 @@ def test_everything_leaves_once_and_within_the_limits(
 
     def turn(flush: bool = False) -> None:
         waiting = len(scheduler)
-        batch, shed, reason, size, _ = scheduler.release(now, flush)
+        batch, shed, reason, size, *_ = scheduler.release(now, flush)
         assert batch or shed or not waiting  # an idle device gets something to do
         assert len(scheduler) == waiting - len(batch) - len(shed)
         fates.update(batch + shed)
@@ -154,7 +154,7 @@ def test_a_change_of_the_policy_loses_nothing_and_takes_effect(
     scheduler.change(after)
     bring(second)
     while scheduler:
-        batch, shed, _, size, _ = scheduler.release(0.0, flush=True)
+        batch, shed, _, size, *_ = scheduler.release(0.0, flush=True)
         fates.update(batch + shed)
         if batch:
             check_batch(after, [weights[number] for number in batch], size)

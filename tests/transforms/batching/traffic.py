@@ -147,7 +147,7 @@ class Play:
         self.now = max(self.now, time)
 
     def _turn(self, flush: bool = False) -> None:
-        ran = Ran(self.now, *self.scheduler.release(self.now, flush))
+        ran = Ran(self.now, *self.scheduler.release(self.now, flush)[:5])
         self.ran.append(ran)
         if ran.batch:
             seconds = 0.010 + 0.0005 * ran.size + 0.0002 * ran.weight
