@@ -12,7 +12,7 @@ from contbatch.transforms.batching.admission import Admission
 from contbatch.transforms.batching.cost import CostModel
 from contbatch.transforms.batching.lengths import ByLength
 from contbatch.transforms.batching.policy import BatchPolicy, Overflow, Reason
-from contbatch.transforms.batching.queue import Room, Waiting
+from contbatch.transforms.batching.queue import Room, Waiting, each, items
 from contbatch.transforms.batching.release import Backlog
 from contbatch.transforms.batching.sizing import Sizing
 from contbatch.transforms.batching.urgency import ByUrgency
@@ -130,20 +130,49 @@ class Scheduler(Generic[T]):
             slo = self._policy.latency_slo
             deadline = math.inf if slo is None else now + slo
         order = deadline if deadline < math.inf else now + self._patience
-        self._add(Waiting(order - priority, self._submitted, item, deadline, now, weight))
+        self._add(Waiting(order - priority, self._submitted, (item,), deadline, now, weight))
         self._submitted += 1
         self._count += 1
         self._weight += weight
         return True
 
+    def submit_together(self, items: Sequence[T], now: float) -> int:
+        """Add elements that came together, with no deadlines or priorities of their own; returns how many were taken in.
+
+        The others are not taken in, for the same reasons as in :meth:`submit`. To add many so costs what one does.
+
+        Raises:
+            ValueError: the policy has weights or lengths.
+        """
+        if self._weighs:
+            raise ValueError("elements that have weights or lengths are submitted one by one")
+        room = min(len(items), self._room - self._count)
+        if self._bounds_seconds:
+            room = min(room, self._admission.room(self._count, self._weight))
+        room = max(0, room)
+        if room:
+            slo = self._policy.latency_slo
+            order = now + (self._patience if slo is None else slo)
+            deadline = math.inf if slo is None else order
+            self._add(Waiting(order, self._submitted, items[:room], deadline, now))
+            self._submitted += room
+            self._count += room
+        if room < len(items) and self._policy.overflow is Overflow.SHED:
+            self._submitted += len(items) - room
+            self._refused += len(items) - room
+        return room
+
     def discard(self, unwanted: Callable[[T], bool]) -> int:
         """Forget the waiting elements that nobody wants any more; returns how many they were."""
-        waiting = self._waiting.elements()
-        kept = [one for one in waiting if not unwanted(one.item)]
-        self._count = len(kept)
-        self._weight = sum([one.weight for one in kept]) if self._weighs else 0.0
+        before = self._count
+        wanted = [
+            one._replace(items=[item for item in one.items if not unwanted(item)]) for one in self._waiting.elements()
+        ]
+        kept = [one for one in wanted if one.items]
+        self._count = len(items(kept))
+        self._weight = sum(each(kept, "weight")) if self._weighs else 0.0
         self._use(self._policy, kept)
-        return len(waiting) - len(kept)
+        return before - self._count
 
     def release(self, now: float, flush: bool = False, room: Room | None = None) -> Released[T]:
         """Return what a free device should run now.
@@ -154,25 +183,25 @@ class Scheduler(Generic[T]):
             room: for a device that runs some already, what may join them; nothing if nothing fits.
         """
         batch, shed, reason = self._waiting.choose(now, flush, room)
-        self._count -= len(batch) + len(shed)
-        self._shed += len(shed)
+        taken, gone = items(batch), items(shed)
+        self._count -= len(taken) + len(gone)
+        self._shed += len(gone)
         if self._weighs:
-            self._weight -= sum([one.weight for one in shed]) + sum([one.weight for one in batch])
-        items, gone = [one.item for one in batch], [one.item for one in shed]
-        if not batch:
-            return Released(items, gone, reason)
-        self._released += len(batch)
+            self._weight -= sum(each(shed, "weight")) + sum(each(batch, "weight"))
+        if not taken:
+            return Released(taken, gone, reason)
+        self._released += len(taken)
         self._batches[reason] += 1
-        size = self._sizing.padded(len(batch))
-        weight = self._weigh(batch, size) if self._weighs else 0.0
-        return Released(items, gone, reason, size, weight, min([one.arrival for one in batch]))
+        size = self._sizing.padded(len(taken))
+        weight = self._weigh(each(batch, "weight"), size) if self._weighs else 0.0
+        return Released(taken, gone, reason, size, weight, min([one.arrival for one in batch]))
 
     def backlog(self) -> Backlog:
         """Return what waits, in summary."""
         waiting = self._waiting.elements()
         return Backlog(
-            len(waiting),
-            sum(one.weight for one in waiting),
+            self._count,
+            sum(one.weight * len(one.items) for one in waiting),
             min((one.arrival for one in waiting), default=math.inf),
             min((one.deadline for one in waiting), default=math.inf),
         )
@@ -193,6 +222,5 @@ class Scheduler(Generic[T]):
             dict(self._batches),
         )
 
-    def _weigh(self, batch: Sequence[Waiting[T]], size: int) -> float:
-        weights = [one.weight for one in batch]
+    def _weigh(self, weights: Sequence[float], size: int) -> float:
         return size * max(weights) if self._policy.length_fn else sum(weights)

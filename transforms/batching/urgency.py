@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from contbatch.transforms.batching.cost import CostModel
 from contbatch.transforms.batching.policy import BatchPolicy, Reason
-from contbatch.transforms.batching.queue import Choice, DeadlineQueue, Room, Waiting
+from contbatch.transforms.batching.queue import Choice, DeadlineQueue, Room, Waiting, each, first
 from contbatch.transforms.batching.sizing import Sizing
 
 T = TypeVar("T")
@@ -40,14 +40,15 @@ class ByUrgency(Generic[T]):
         """Remove and return the next batch, and what cannot be answered; with ``room``, what fits beside others."""
         shed = self._hopeless_heads(now)
         most = self._policy.max_size if room is None else room.size
+        count = min(most, len(self._queue))
         batch = self._queue.take(most)
-        reason = Reason.SIZE if len(batch) == most else Reason.IDLE_DEVICE
-        sums = list(accumulate([one.weight for one in batch])) if self._policy.weight_fn else []
+        reason = Reason.SIZE if count == most else Reason.IDLE_DEVICE
+        sums = list(accumulate(each(batch, "weight"))) if self._policy.weight_fn else []
         heaviest = self._policy.max_weight if room is None else room.weight
         if heaviest is not None and sums:
             fitting = max(room is None, sum([weight <= heaviest for weight in sums]))
-            if fitting < len(batch):
-                reason = Reason.WEIGHT
+            if fitting < count:
+                reason, count = Reason.WEIGHT, fitting
                 batch = self._keep(batch, fitting)
         tightest = min([one.deadline for one in batch], default=math.inf)
         if batch and (tightest < math.inf or self._policy.max_seconds):
@@ -55,27 +56,30 @@ class ByUrgency(Generic[T]):
                 late = [one for one in batch if one.deadline - now < self._sizing.alone(one.weight)]
                 batch = [one for one in batch if one.deadline - now >= self._sizing.alone(one.weight)]
                 shed += late
-                sums = list(accumulate([one.weight for one in batch])) if sums else sums
+                sums = list(accumulate(each(batch, "weight"))) if sums else sums
+                count = sum([len(one.items) for one in batch])
             size = self._in_time(batch, sums, now)
-            if size < len(batch):
-                reason = Reason.DEADLINE
+            if size < count:
+                reason, count = Reason.DEADLINE, size
                 batch = self._keep(batch, size)
         if batch and self._policy.allowed_sizes:
-            taken = self._sizing.static([one.deadline - now for one in batch], sums, flush)
-            if taken < len(batch):
+            taken = self._sizing.static([deadline - now for deadline in each(batch, "deadline")], sums, flush)
+            if taken < count:
                 reason = Reason.SIZE
                 batch = self._keep(batch, taken)
         return Choice(batch, shed, reason)
 
     def _keep(self, batch: list[Waiting[T]], size: int) -> list[Waiting[T]]:
-        """Return the first of a batch; the others wait again."""
-        for one in batch[size:]:
+        """Return the first elements of a batch; the others wait again."""
+        batch, others = first(batch, size)
+        for one in others:
             self._queue.push(one)
-        return batch[:size]
+        return batch
 
     def _in_time(self, batch: list[Waiting[T]], sums: list[float], now: float) -> int:
         """Return how many of the first meet the tightest deadline among them."""
-        deadlines, end = [one.deadline for one in batch], len(batch)
+        deadlines = each(batch, "deadline")
+        end = len(deadlines)
         while end:
             tightest = min(deadlines[:end])
             at = deadlines.index(tightest)
@@ -93,14 +97,16 @@ class ByUrgency(Generic[T]):
             slack = queue.head.deadline - now
             if slack == math.inf:
                 break
-            needed = self._sizing.alone(queue.head.weight)
-            if len(queue) >= self._policy.max_size:
+            gone = len(queue.head.items)
+            if slack >= self._sizing.alone(queue.head.weight):
+                if len(queue) < self._policy.max_size:
+                    break
                 if together is None:
                     together = self._slack_when_full()
-                needed = max(needed, together)
-            if slack >= needed:
-                break
-            shed += queue.take(1)
+                if slack >= together:
+                    break
+                gone = min(gone, len(queue) - self._policy.max_size + 1)
+            shed += queue.take(gone)
         return shed
 
     def _slack_when_full(self) -> float:

@@ -29,7 +29,7 @@ def test_a_queue_gives_by_urgency_then_by_arrival_whatever_came_between(steps: l
     expected: list[tuple[float, int]] = []
     for number, (what, value) in enumerate(steps):
         if what == "push":
-            queue.push(Waiting(value, number, Incomparable()))
+            queue.push(Waiting(value, number, (Incomparable(),)))
             expected = sorted([*expected, (value, number)])
         else:
             taken, expected = expected[: int(value)], expected[int(value) :]
@@ -49,6 +49,6 @@ def test_an_empty_queue_has_no_head_and_gives_nothing() -> None:
 
 def test_what_is_done_to_the_elements_shown_does_not_change_the_queue() -> None:
     queue: DeadlineQueue[str] = DeadlineQueue()
-    queue.push(Waiting(1.0, 0, "one"))
+    queue.push(Waiting(1.0, 0, ("one",)))
     queue.elements().clear()
     assert len(queue) == 1

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 
 from contbatch.transforms.batching import BatchPolicy, CostModel, Reason, Scheduler, Waiting
-from contbatch.transforms.batching.queue import Choice
+from contbatch.transforms.batching.queue import Choice, items
 from contbatch.transforms.batching.urgency import ByUrgency
 from tests.transforms.batching.devices import Line
 from tests.transforms.batching.traffic import FUNCTIONS, Coming, policies, traffic
@@ -29,11 +29,11 @@ def waits(policy: BatchPolicy, *elements: Waiting[str], cost: CostModel = DEVICE
 
 def one(name: str, slack: float = math.inf, order: float | None = None, weight: float = 0.0) -> Waiting[str]:
     """Return an element that is as urgent as its deadline says, or as its order."""
-    return Waiting(slack if order is None else order, 0, name, slack, weight=weight)
+    return Waiting(slack if order is None else order, 0, (name,), slack, weight=weight)
 
 
 def chosen(choice: Choice[str]) -> Chosen:
-    return [one.item for one in choice.batch], [one.item for one in choice.shed], choice.reason
+    return items(choice.batch), items(choice.shed), choice.reason
 
 
 def choose(queue: ByUrgency[str], now: float = 0.0, flush: bool = False) -> Chosen:
