@@ -1,0 +1,1 @@
+"""Beam model handlers for accelerators. Each module needs its framework; this one imports none."""
