@@ -17,8 +17,14 @@ if TYPE_CHECKING:
     from contbatch.transforms.batching import TimeDomain as TimeDomain
     from contbatch.transforms.codecs import AvroCodec as AvroCodec
     from contbatch.transforms.codecs import Codec as Codec
+    from contbatch.transforms.engine.versions import FileVersions as FileVersions
+    from contbatch.transforms.engine.versions import StoreVersions as StoreVersions
     from contbatch.transforms.events import Event as Event
     from contbatch.transforms.events import Kind as Kind
+    from contbatch.transforms.handlers.torch import TorchModelHandler as TorchModelHandler
+    from contbatch.transforms.infer import FailedElement as FailedElement
+    from contbatch.transforms.infer import ShedElement as ShedElement
+    from contbatch.transforms.inference import ContinuousInference as ContinuousInference
     from contbatch.transforms.learning import Learner as Learner
     from contbatch.transforms.learning import ModelStore as ModelStore
     from contbatch.transforms.learning import SparseLearner as SparseLearner
@@ -30,26 +36,32 @@ if TYPE_CHECKING:
     from contbatch.transforms.update import PredictThenLearn as PredictThenLearn
 
 _HOME = {
-    "TimeDomain": "batching",
-    "Overflow": "batching",
-    "MicroBatch": "microbatch",
-    "ContinuousBatch": "batch",
     "AvroCodec": "codecs",
     "BatchPolicy": "batching",
     "Codec": "codecs",
+    "ContinuousBatch": "batch",
+    "ContinuousInference": "inference",
     "CostModel": "batching",
     "Event": "events",
     "Failed": "records",
+    "FailedElement": "infer",
+    "FileVersions": "engine.versions",
     "Kind": "events",
     "Learned": "records",
     "Learner": "learning",
+    "MicroBatch": "microbatch",
     "ModelStore": "learning",
+    "Overflow": "batching",
     "PredictThenLearn": "update",
     "Prediction": "records",
     "Published": "records",
     "Reason": "batching",
     "Scheduler": "batching",
+    "ShedElement": "infer",
     "SparseLearner": "learning",
+    "StoreVersions": "engine.versions",
+    "TimeDomain": "batching",
+    "TorchModelHandler": "handlers.torch",
 }
 
 __all__ = sorted(_HOME)  # noqa: PLE0605

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,40 @@ def test_a_manifest_holds_what_is_known_of_the_version(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     assert (content["parent"], content["examples"], content["config"]) == ("0.2", 3, {"learner": "L"})
     assert len(content["digest"]) == 64
+
+
+def test_a_withdrawn_version_counts_as_none(tmp_path: Path) -> None:
+    store = ModelStore(str(tmp_path))
+    for step in (1, 2):
+        publish(store, step)
+    store.withdraw("0.2", "worse")
+    publish(store, 2)  # a replayed bundle
+    assert [manifest.version for manifest in store.versions()] == ["0.1"]
+    latest = store.latest()
+    assert latest is not None
+    assert latest[0].version == "0.1"
+    (path,) = tmp_path.glob("models/*/*/withdrawn.json")
+    assert json.loads(path.read_text()) == {"reason": "worse"}
+    path.unlink()
+    assert [manifest.version for manifest in store.versions()] == ["0.1", "0.2"]
+
+
+@pytest.mark.parametrize("version", ["0.3", "x", "0.2"])
+def test_only_a_version_can_be_withdrawn(tmp_path: Path, version: str) -> None:
+    store = ModelStore(str(tmp_path))
+    publish(store, 2)
+    publish(store, 3, "another")
+    store.withdraw("0.2", "worse")
+    with pytest.raises(StoreError, match=f"no version {version} to withdraw"):
+        store.withdraw(version, "worse")
+    store.withdraw("0.3", "worse", "another")
+    assert store.versions("another") == []
+
+
+def test_a_copy_of_a_folder_is_no_version(tmp_path: Path) -> None:
+    store = ModelStore(str(tmp_path))
+    publish(store, 2)
+    (folder,) = tmp_path.glob("models/*/*")
+    shutil.copytree(folder, f"{folder}.bak")
+    store.withdraw("0.2", "worse")
+    assert store.versions() == []

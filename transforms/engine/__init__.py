@@ -1,0 +1,1 @@
+"""An inference engine inside the worker process: one model and one queue per device."""
