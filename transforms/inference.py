@@ -17,7 +17,15 @@ from contbatch.transforms.batching import BatchPolicy, TimeDomain
 from contbatch.transforms.engine.call import opened
 from contbatch.transforms.engine.steps import iterative
 from contbatch.transforms.engine.versions import FileVersions, StoreVersions, Versions
-from contbatch.transforms.infer import ApplyFn, FailedElement, InferBatchesFn, InferFn, InferSettings, ShedElement, WindowedInferFn
+from contbatch.transforms.infer import (
+    ApplyFn,
+    FailedElement,
+    InferBatchesFn,
+    InferFn,
+    InferSettings,
+    ShedElement,
+    WindowedInferFn,
+)
 from contbatch.transforms.learning.store import ModelStore
 from contbatch.transforms.microbatch import MicroBatch
 

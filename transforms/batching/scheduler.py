@@ -137,7 +137,7 @@ class Scheduler(Generic[T]):
         return True
 
     def submit_together(self, items: Sequence[T], now: float) -> int:
-        """Add elements that came together, with no deadlines or priorities of their own; returns how many were taken in.
+        """Add elements that came together, without deadlines or priorities of their own; returns how many got in.
 
         The others are not taken in, for the same reasons as in :meth:`submit`. To add many so costs what one does.
 

@@ -169,7 +169,9 @@ class Dispatch:
             taken = self._scheduler.submit_together(tasks, since)
         else:
             taken, add = 0, self._scheduler.submit
-            rows = zip(tasks, deadlines or repeat(None), weights or repeat(0.0), priorities or repeat(0.0), strict=False)
+            rows = zip(
+                tasks, deadlines or repeat(None), weights or repeat(0.0), priorities or repeat(0.0), strict=False
+            )
             for task, deadline, weight, priority in rows:
                 if not add(task, since, deadline, weight, priority):
                     break
@@ -262,10 +264,14 @@ class Dispatch:
 
 def _by_owner(tasks: Sequence[Task], outcomes: Sequence[Any]) -> Iterator[tuple[Work, list[Task], list[Any]]]:
     """Yield the tasks of each owner, with their outcomes."""
-    first = tasks[0][1] if tasks else None
-    if all([task[1] is first for task in tasks]):
-        if first is not None:
-            yield first, list(tasks), list(outcomes)
+    if not tasks:
+        return
+    first = tasks[0][1]
+    for task in tasks:
+        if task[1] is not first:
+            break
+    else:
+        yield first, list(tasks), list(outcomes)
         return
     owned: dict[Work, tuple[list[Task], list[Any]]] = {}
     for task, outcome in zip(tasks, outcomes, strict=True):

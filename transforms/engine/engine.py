@@ -40,7 +40,7 @@ class EngineStopped(RuntimeError):
 
 
 class Disowned(Exception):
-    """This device thread was given up as hanging, and another one has taken its place."""
+    """The thread that runs the device was given up as hanging, and another one has taken its place."""
 
 
 class Engine:
@@ -189,10 +189,12 @@ class Engine:
 
     def _say_why(self, work: Work, seconds: float) -> None:
         running, now = self._turn.tasks, self.clock()
-        device = f"has been busy with {len(running)} elements for {now - self._turn.since:.3g} s" if running else "is idle"
+        device = (
+            f"has been busy with {len(running)} elements for {now - self._turn.since:.3g} s" if running else "is idle"
+        )
         _LOG.warning(
             "a bundle has waited %.3g s for %d of its elements: the device %s, and %d elements, about %.3g s, wait",
-            *(seconds, work.outstanding, device, len(self._dispatch), self._dispatch.seconds),
+            *(seconds, work.outstanding, busy if running else "is idle", len(self._dispatch), self._dispatch.seconds),
         )
 
     def _check_thread(self) -> None:

@@ -80,10 +80,13 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     names = {kind.__name__ for kind in type(error).__mro__}
     text = str(error).lower()
-    return bool(names & {"OutOfMemoryError", "ResourceExhaustedError"}) or any(words in text for words in _OUT_OF_MEMORY)
+    return bool(names & {"OutOfMemoryError", "ResourceExhaustedError"}) or any(
+        words in text for words in _OUT_OF_MEMORY
+    )
 
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "failed to allocate memory", "cublas_status_alloc_failed")
+_MEMORY_ERRORS = {"OutOfMemoryError", "ResourceExhaustedError"}
+_MEMORY_WORDS = ("out of memory", "can't allocate memory", "failed to allocate memory", "cublas_status_alloc_failed")
 
 
 def free_memory() -> None:

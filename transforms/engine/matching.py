@@ -35,7 +35,10 @@ def in_order(elements: Sequence[Any], results: list[Any]) -> list[Any]:
     Raises:
         ResultsMismatch: some name an element that is not at their place, and they are no permutation.
     """
-    if all([type(one) is not PredictionResult or one[0] is element for one, element in zip(results, elements)]):  # noqa: B905
+    for one, element in zip(results, elements, strict=True):
+        if type(one) is PredictionResult and one[0] is not element:
+            break
+    else:
         return results
     named = [one[0] if type(one) is PredictionResult else None for one in results]
     places = _places(map(id, elements))

@@ -125,7 +125,7 @@ class StepDevice:
     def warm_up(self, loaded: Loaded) -> None:
         """See :class:`Device`: one step of what was started last."""
         if self._last:
-            handler = iterative(loaded.handler)
+            handler = _handler(loaded)
             states = counted(self._last, handler.start(self._last, loaded.model))
             handler.step(states, loaded.model)
             for state in states:
@@ -160,7 +160,7 @@ class StepDevice:
 
     def _start(self, running: list[_Running], loaded: Loaded, turn: Turn) -> list[_Running]:
         """Give the elements their states; returns those that have one."""
-        handler, model = iterative(loaded.handler), loaded.model
+        handler, model = _handler(loaded), loaded.model
 
         def call(elements: Sequence[Any]) -> list[Any]:
             turn.calling()
@@ -182,7 +182,7 @@ class StepDevice:
     def _step(self, group: _Group, groups: list[_Group], turn: Turn) -> list[_Running]:
         """Take a step; returns what has come to its end. A step that fails leaves two groups in place of one."""
         running, loaded = group.running, group.loaded
-        handler, memory = iterative(loaded.handler), False
+        handler, memory = _handler(loaded), False
         try:
             turn.calling()
             ends = counted(running, handler.step([one.state for one in running], loaded.model)) if running else []
@@ -208,7 +208,7 @@ class StepDevice:
 
     def _leave(self, group: _Group, ended: list[_Running], size: int, seconds: float, turn: Turn) -> None:
         """Deliver what has come to its end, and learn what it took."""
-        loaded, handler = group.loaded, iterative(group.loaded.handler)
+        loaded, handler = group.loaded, _handler(group.loaded)
         outcomes: list[Any] = []
         for one in ended:
             try:
@@ -226,6 +226,10 @@ class StepDevice:
             turn.learn(size, now - one.since, weight)
         gone = set(map(id, ended))
         group.running = [one for one in group.running if id(one) not in gone]
+
+
+def _handler(loaded: Loaded) -> Any:
+    return iterative(loaded.handler)
 
 
 def _is_keyed(loaded: Loaded) -> bool:
