@@ -189,9 +189,7 @@ class Engine:
 
     def _say_why(self, work: Work, seconds: float) -> None:
         running, now = self._turn.tasks, self.clock()
-        device = (
-            f"has been busy with {len(running)} elements for {now - self._turn.since:.3g} s" if running else "is idle"
-        )
+        busy = f"has been busy with {len(running)} elements for {now - self._turn.since:.3g} s"
         _LOG.warning(
             "a bundle has waited %.3g s for %d of its elements: the device %s, and %d elements, about %.3g s, wait",
             *(seconds, work.outstanding, busy if running else "is idle", len(self._dispatch), self._dispatch.seconds),

@@ -80,9 +80,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     names = {kind.__name__ for kind in type(error).__mro__}
     text = str(error).lower()
-    return bool(names & {"OutOfMemoryError", "ResourceExhaustedError"}) or any(
-        words in text for words in _OUT_OF_MEMORY
-    )
+    return bool(names & _MEMORY_ERRORS) or any(words in text for words in _MEMORY_WORDS)
 
 
 _MEMORY_ERRORS = {"OutOfMemoryError", "ResourceExhaustedError"}
