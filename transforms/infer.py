@@ -89,7 +89,7 @@ class InferSettings:
     def engine(self) -> Engine:
         """Make the engine, with its model loaded."""
         device = StepDevice() if iterative(self.handler) else BatchDevice(self.inference_args)
-        slot = ModelSlot(self.handler, self.versions, device.warm_up)
+        slot = ModelSlot(self.handler, self.versions, device.warm_up, self.key)
         slot.load()
         if self.versions is not None:
             slot.start(self.poll)

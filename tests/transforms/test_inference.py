@@ -11,7 +11,13 @@ import apache_beam as beam
 import numpy as np
 import pytest
 import torch
-from apache_beam.ml.inference.base import KeyedModelHandler, ModelHandler, PredictionResult, RunInference
+from apache_beam.ml.inference.base import (
+    KeyedModelHandler,
+    KeyModelMapping,
+    ModelHandler,
+    PredictionResult,
+    RunInference,
+)
 from apache_beam.ml.inference.onnx_inference import OnnxModelHandlerNumpy
 from apache_beam.ml.inference.pytorch_inference import PytorchModelHandlerTensor
 from apache_beam.ml.inference.sklearn_inference import SklearnModelHandlerNumpy
@@ -140,6 +146,14 @@ def test_functions_around_a_handler_are_applied_and_what_they_raise_fails() -> N
         ("four", "preprocess", "ValueError"),
     ]
     assert all(type(one) is FailedElement for one in failed)
+
+
+def test_a_handler_of_many_models_is_as_good_as_one() -> None:
+    handler = KeyedModelHandler([KeyModelMapping(["a"], Slow()), KeyModelMapping(["b", "c"], Slow())])
+    elements = [("abc"[number % 3], number) for number in range(12)]
+    predicted, _, failed = results(elements, ContinuousInference(handler, BatchPolicy(12)))
+    assert sorted(predicted) == sorted((key, PredictionResult(number, 4)) for key, number in elements)
+    assert failed == []
 
 
 @settings(max_examples=15)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import os
 import sys
 import threading
 import weakref
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from apache_beam.ml.inference.base import ModelHandler
+from apache_beam.utils.multi_process_shared import MultiProcessShared
 
 from contbatch.transforms.engine.versions import Version, Versions
 
@@ -60,6 +62,8 @@ class ModelSlot:
         handler: loads and runs models. It is copied for every version.
         versions: where versions come from; ``None``: the handler's own model serves for ever.
         warm_up: called with what was loaded before it serves; refuses it by raising.
+        tag: names a model that the handler wants to be shared among the processes of a machine (``large_model``,
+            ``model_copies``); it serves no versions, as nobody knows when the last process has left one.
     """
 
     def __init__(
@@ -67,10 +71,12 @@ class ModelSlot:
         handler: ModelHandler,
         versions: Versions | None = None,
         warm_up: Callable[[Loaded], None] = lambda loaded: None,
+        tag: str = "",
     ) -> None:
         self._handler = handler
         self._versions = versions
         self._warm_up = warm_up
+        self._tag = tag
         self._current = Loaded(handler, None, None)
         self._refused: dict[str, str] = {}
         self._refusals = 0
@@ -92,6 +98,10 @@ class ModelSlot:
         handler = self._handler
         if self._versions is not None:
             _require_paths(handler)
+            if handler.share_model_across_processes():
+                raise RuntimeError(
+                    "a model that processes share cannot serve versions; leave out large_model and model_copies"
+                )
             handler = self._copy()
         self._current = self._newer() or self._ready(handler, None)
 
@@ -155,11 +165,17 @@ class ModelSlot:
 
     def _ready(self, handler: ModelHandler, version: Version | None) -> Loaded:
         wanted = _gpus(handler)
-        loaded = Loaded(handler, handler.load_model(), version)
+        loaded = Loaded(handler, self._model(handler), version)
         if _gpus(handler) < wanted:
             raise RuntimeError("the model was loaded on the CPU and not on the GPU; is there room for another one?")
         self._warm_up(loaded)
         return loaded
+
+    def _model(self, handler: ModelHandler) -> Any:
+        if not handler.share_model_across_processes():
+            return handler.load_model()
+        tag = f"{self._tag}{os.getpid() % handler.model_copies()}"
+        return MultiProcessShared(handler.load_model, tag=tag, always_proxy=True).acquire()
 
     def _copy(self) -> ModelHandler:
         try:

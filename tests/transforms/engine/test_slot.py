@@ -416,3 +416,39 @@ def test_the_thread_ends_with_its_slot(folder: Folder, end: Callable[[list[Model
         thread.join(PATIENCE)
     assert watchers() <= before
     assert (alive() is None) == (not slots)
+
+
+class Tally:
+    """A model that says which process and object it is."""
+
+    def who(self) -> tuple[int, int]:
+        return os.getpid(), id(self)
+
+
+class Large(ModelHandler):
+    """Wants one copy for a whole machine."""
+
+    def load_model(self) -> Tally:
+        return Tally()
+
+    def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
+        return [model.who() for _ in batch]
+
+    def update_model_path(self, model_path: str | None = None) -> None:
+        pass
+
+
+def test_a_large_model_is_one_for_all_who_name_it(tmp_path: Path) -> None:
+    slots = [ModelSlot(Large(large_model=True), tag=tag) for tag in (str(tmp_path), str(tmp_path), f"{tmp_path}-other")]
+    for slot in slots:
+        slot.load()
+    first, second, other = [slot.current.model.who() for slot in slots]
+    assert first == second != other
+    own = ModelSlot(Large())
+    own.load()
+    assert type(own.current.model) is Tally
+
+
+def test_a_large_model_serves_no_versions(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="a model that processes share cannot serve versions"):
+        ModelSlot(Large(large_model=True), FileVersions(str(tmp_path / "*"))).load()
