@@ -28,8 +28,13 @@ def test_the_program_that_learns_runs(root: Path, tmp_path: Path) -> None:
     assert float(lines[0].split()[-1]) == pytest.approx(0.5, abs=0.05)
 
 
-def test_the_program_that_batches_runs(root: Path, tmp_path: Path) -> None:
+def test_the_program_that_predicts_runs(root: Path, tmp_path: Path) -> None:
     lines = run_program(root, 1, tmp_path)
+    assert (len(lines), sum("failed: ValueError" in line for line in lines)) == (100, 1)
+
+
+def test_the_program_that_batches_runs(root: Path, tmp_path: Path) -> None:
+    lines = run_program(root, 2, tmp_path)
     assert sum(int(line.split()[0]) for line in lines) == 100
 
 

@@ -9,6 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from contbatch.transforms.batching import BatchPolicy, Overflow, Reason, Scheduler
+from contbatch.transforms.batching.queue import Room
 from contbatch.transforms.batching.release import Backlog, ReleaseRule
 from tests.transforms.batching.devices import Line
 from tests.transforms.batching.traffic import Coming, policies, traffic
@@ -159,3 +160,45 @@ def test_a_change_of_the_policy_loses_nothing_and_takes_effect(
         if batch:
             check_batch(after, [weights[number] for number in batch], size)
     assert fates == Counter(taken)
+
+
+NOTHING_OWN = {"deadline_fn": None, "priority_fn": None, "weight_fn": None, "length_fn": None, "max_weight": None}
+
+
+@given(policies(**NOTHING_OWN), st.lists(st.tuples(st.integers(0, 9), st.integers(0, 2)), max_size=12), st.booleans())
+def test_elements_that_came_together_fare_as_one_by_one(
+    policy: BatchPolicy, plan: list[tuple[int, int]], learns: bool
+) -> None:
+    together, single = (Scheduler[int](policy, DEVICE if learns else None) for _ in range(2))
+    now, number = 0.0, 0
+    for count, turns in plan:
+        now += 0.007
+        numbers = range(number, number + count)
+        number += count
+        taken = together.submit_together(list(numbers), now)
+        assert [single.submit(one, now) for one in numbers] == [True] * taken + [False] * (count - taken)
+        for _ in range(turns):
+            assert together.release(now) == single.release(now)
+    assert together.statistics() == single.statistics()
+    gone = together.discard(lambda one: one % 3 == 0)
+    assert (gone, len(together)) == (single.discard(lambda one: one % 3 == 0), len(single))
+    while together:
+        now += 0.007
+        one = together.release(now, flush=True)
+        assert one == single.release(now, flush=True)
+        assert not any(number % 3 == 0 for number in one.batch + one.shed)
+
+
+@given(policies(allowed_sizes=()), traffic, st.integers(0, 5), st.sampled_from([0.0, 5.0, math.inf]))
+def test_what_joins_fits_into_the_room(policy: BatchPolicy, plan: list[Coming], size: int, weight: float) -> None:
+    assume(not policy.length_fn)
+    scheduler: Scheduler[int] = Scheduler(policy, DEVICE)
+    weights = {}
+    for number, coming in enumerate(plan):
+        weights[number] = coming.weight if policy.weight_fn else 0.0
+        scheduler.submit(number, 0.0, math.inf, weights[number])
+    waiting = len(scheduler)
+    released = scheduler.release(0.0, room=Room(size, weight))
+    assert len(released.batch) <= size
+    assert sum(weights[number] for number in released.batch) <= weight
+    assert len(scheduler) == waiting - len(released.batch) - len(released.shed)
