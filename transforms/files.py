@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +37,26 @@ def read_bytes(path: str) -> bytes:
     with FileSystems.open(path) as file:
         content: bytes = file.read()
     return content
+
+
+@contextmanager
+def local_copy(path: str) -> Iterator[str]:
+    """Yield the path of a file that libraries can map into memory: itself if it is local, else a copy for the block.
+
+    Raises:
+        OSError: there is no such file, or it cannot be read.
+    """
+    from apache_beam.io.filesystems import FileSystems
+    from apache_beam.io.localfilesystem import LocalFileSystem
+
+    if isinstance(FileSystems.get_filesystem(path), LocalFileSystem):
+        yield path.removeprefix("file://")
+        return
+    with tempfile.NamedTemporaryFile() as copy:
+        with FileSystems.open(path) as file:
+            shutil.copyfileobj(file, copy, 1 << 20)
+        copy.flush()
+        yield copy.name
 
 
 def matching(pattern: str) -> list[str]:

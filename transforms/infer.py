@@ -12,10 +12,9 @@ from apache_beam.ml.inference.base import ModelHandler
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.timestamp import Timestamp
-from apache_beam.utils.windowed_value import WindowedValue, create
+from apache_beam.utils.windowed_value import create
 
 from contbatch.transforms.batching import BatchPolicy, Reason
-from contbatch.transforms.chunks import timestamp_of
 from contbatch.transforms.engine.batches import BatchDevice
 from contbatch.transforms.engine.call import with_version
 from contbatch.transforms.engine.dispatch import BatchFacts, Delivery, Shed, Task, Work
@@ -127,13 +126,13 @@ class InferFn(beam.DoFn):
 
     def process(self, element: Any, timestamp: Timestamp = beam.DoFn.TimestampParam) -> Iterable[Any]:
         """Keep an element, hand over what was kept if it is enough, and emit what has an outcome."""
-        return self._keep(element, timestamp, _GLOBAL)
+        return self._keep(element, timestamp.micros, _GLOBAL)
 
-    def _keep(self, element: Any, timestamp: Timestamp, windows: tuple[Any]) -> Iterable[Any]:
+    def _keep(self, element: Any, micros: int, windows: tuple[Any]) -> Iterable[Any]:
         tasks, work, now = self._tasks, self._work, self._now()
         if not tasks:
             self._since = now
-        tasks.append((element, work, (timestamp, windows)))
+        tasks.append((element, work, micros, windows))
         if len(tasks) >= self._most_held or now >= self._since + _HELD_SECONDS:
             return self._hand_over()
         return self._emit(self._engine.fetch(work)) if work.delivered else ()
@@ -192,32 +191,38 @@ class InferFn(beam.DoFn):
     def _emit(self, deliveries: Iterable[Delivery]) -> list[Any]:
         """Return outcomes as outputs, each with the timestamp and window of its element."""
         out: list[Any] = []
-        for tasks, outcomes, facts, version in deliveries:
+        for tasks, outcomes, plain, facts, version in deliveries:
             if facts is not None:
                 self._metrics.batch(facts)
-            predicted = 0
-            for task, outcome in zip(tasks, outcomes, strict=True):
-                timestamp, windows = task[2]
-                if type(outcome) is Failure:
-                    out.append(self._failed(task, "inference", outcome.error))
-                elif type(outcome) is Shed:
-                    shed = ShedElement(task[0], outcome.reason)
-                    out.append(TaggedOutput("shed", WindowedValue(shed, timestamp, windows)))
-                    self._metrics.shed.inc()
+            if plain and not self._flatten:
+                pairs = zip(outcomes, tasks, strict=True)
+                if version is None:
+                    out += [create(one, task[2], task[3]) for one, task in pairs]
                 else:
-                    predicted += 1
-                    for one in outcome if self._flatten else (outcome,):
-                        result = one if version is None else with_version(one, task[0], version)
-                        out.append(create(result, timestamp.micros, windows))
-            self._metrics.predicted.inc(predicted)
+                    out += [create(with_version(one, task[0], version), task[2], task[3]) for one, task in pairs]
+                self._metrics.predicted.inc(len(tasks))
+            else:
+                for task, outcome in zip(tasks, outcomes, strict=True):
+                    out += self._output(task, outcome, version)
         return out
 
+    def _output(self, task: Task, outcome: Any, version: str | None) -> list[Any]:
+        if type(outcome) is Failure:
+            return [self._failed(task, "inference", outcome.error)]
+        if type(outcome) is Shed:
+            self._metrics.shed.inc()
+            return [TaggedOutput("shed", create(ShedElement(task[0], outcome.reason), task[2], task[3]))]
+        self._metrics.predicted.inc()
+        results = outcome if self._flatten else [outcome]
+        if version is not None:
+            results = [with_version(one, task[0], version) for one in results]
+        return [create(one, task[2], task[3]) for one in results]
+
     def _failed(self, task: Task, stage: str, error: str) -> TaggedOutput:
-        timestamp, windows = task[2]
         self._bad += 1
         self._error = error
         self._metrics.failed.inc()
-        return TaggedOutput("failed", WindowedValue(FailedElement(task[0], stage, error), timestamp, windows))
+        return TaggedOutput("failed", create(FailedElement(task[0], stage, error), task[2], task[3]))
 
 
 class WindowedInferFn(InferFn):
@@ -230,7 +235,7 @@ class WindowedInferFn(InferFn):
         window: Any = beam.DoFn.WindowParam,
     ) -> Iterable[Any]:
         """See :class:`InferFn`."""
-        return self._keep(element, timestamp, (window,))
+        return self._keep(element, timestamp.micros, (window,))
 
 
 class InferBatchesFn(InferFn):
@@ -245,7 +250,7 @@ class InferBatchesFn(InferFn):
         """Hand a batch over, and emit what has an outcome."""
         self._since, least = self._engine.clock(), timestamp.micros
         for one, time in zip(element.elements, element.times, strict=True):
-            self._tasks.append((one, self._work, (timestamp_of(max(time, least)), (window,))))
+            self._tasks.append((one, self._work, max(time, least), (window,)))
         return self._hand_over()
 
 

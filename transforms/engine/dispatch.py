@@ -15,8 +15,8 @@ from contbatch.transforms.batching.sizing import Sizing
 from contbatch.transforms.engine.faults import Failure
 from contbatch.transforms.engine.hold import Hold
 
-Task = tuple[Any, "Work", Any]
-"""An element, whose it is, and what the owner keeps with it."""
+Task = tuple[Any, ...]
+"""An element, the :class:`Work` that it belongs to, and what the owner keeps with it."""
 
 
 class Shed(NamedTuple):
@@ -31,12 +31,14 @@ class Delivery(NamedTuple):
     Attributes:
         tasks: the tasks.
         outcomes: for each its prediction, a :class:`Shed` or a :class:`~contbatch.transforms.engine.faults.Failure`.
+        plain: whether all outcomes are predictions.
         batch: about the batch; ``None`` if there was none, or if another owner is told about it.
         version: of the model, ``None`` if it is the handler's own.
     """
 
     tasks: list[Task]
     outcomes: list[Any]
+    plain: bool
     batch: BatchFacts | None = None
     version: str | None = None
 
@@ -178,7 +180,7 @@ class Dispatch:
                 taken += 1
         if taken < len(tasks) and self.policy.overflow is Overflow.SHED:
             shed = list(tasks[taken:])
-            work.delivered.append(Delivery(shed, [Shed(Reason.CAPACITY)] * len(shed)))
+            work.delivered.append(Delivery(shed, [Shed(Reason.CAPACITY)] * len(shed), False))
             self.count["shed"] += len(shed)
             self.count["submitted"] += len(shed)
         else:
@@ -230,13 +232,12 @@ class Dispatch:
         for work, owned, results in _by_owner(tasks, outcomes):
             if work.abandoned:
                 continue
-            work.delivered.append(Delivery(owned, results, batch, version))
-            batch = None
-            failed = sum([type(one) is Failure for one in results])
-            shed = sum([type(one) is Shed for one in results])
+            failed, shed = _count(results, Failure), _count(results, Shed)
             self.count["failed"] += failed
             self.count["shed"] += shed
             self.count["predicted"] += len(results) - failed - shed
+            work.delivered.append(Delivery(owned, results, not (failed or shed), batch, version))
+            batch = None
             work.outstanding -= len(owned)
             if not work.outstanding:
                 self.wait(work, False)
@@ -260,6 +261,10 @@ class Dispatch:
             policy = replace(policy, max_size=most, min_size=min(policy.min_size, most))
         self._scheduler.change(policy)
         self._use(policy)
+
+
+def _count(outcomes: Sequence[Any], kind: type) -> int:
+    return list(map(type, outcomes)).count(kind)
 
 
 def _by_owner(tasks: Sequence[Task], outcomes: Sequence[Any]) -> Iterator[tuple[Work, list[Task], list[Any]]]:

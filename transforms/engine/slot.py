@@ -78,6 +78,7 @@ class ModelSlot:
         self._warm_up = warm_up
         self._tag = tag
         self._current = Loaded(handler, None, None)
+        self._replaced: Loaded | None = None
         self._refused: dict[str, str] = {}
         self._refusals = 0
         self._swaps = 0
@@ -108,12 +109,14 @@ class ModelSlot:
     def poll(self) -> bool:
         """Load a version that is newer than the current one, or any if that was rolled back; return whether one was.
 
-        Only one thread may call it at a time.
+        Only one thread may call it at a time. The model that was replaced is kept until the next call: to free it takes
+        time, which the device thread would lose.
         """
+        self._replaced = None
         loaded = self._newer()
         if loaded is None:
             return False
-        self._current = loaded
+        self._replaced, self._current = self._current, loaded
         self._swaps += 1
         return True
 

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from contbatch.transforms.files import read_bytes
+from contbatch.transforms.files import local_copy
 
 
 class Staging:
@@ -104,9 +104,9 @@ class TorchModelHandler(ModelHandler):
             raise RuntimeError(f"device is {str(self._device)!r}, but torch finds no GPU here; use device='cpu'")
         module = self._module()
         if self._path is not None:
-            content = read_bytes(self._path)
             try:
-                module.load_state_dict(safetensors.torch.load(content))
+                with local_copy(self._path) as path:  # mapped, and so copied without keeping other threads waiting
+                    module.load_state_dict(safetensors.torch.load_file(path))
             except (RuntimeError, SafetensorError) as error:
                 raise ValueError(
                     f"{self._path} does not hold the weights of {type(module).__name__}: {error}; "
