@@ -1,0 +1,41 @@
+"""The runners that the pipelines run on: Beam's own in this process, and Prism, whose workers are threads of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+Make = Callable[[], beam.Pipeline]
+"""Makes an empty pipeline."""
+
+
+def fn_api() -> beam.Pipeline:
+    """Return a pipeline on Beam's FnApiRunner."""
+    return beam.Pipeline(FnApiRunner())
+
+
+def prism() -> beam.Pipeline:
+    """Return a pipeline on Prism, with LOOPBACK workers. Its SDF splits are off: they lose nothing here, but disturb.
+
+    Raises:
+        FileNotFoundError: there is no Prism.
+    """
+    location = prism_location()
+    if location is None:
+        raise FileNotFoundError("no Prism: put its binary on the PATH, or name it in CONTBATCH_PRISM")
+    experiments = ["disable_prism_server_singleton", "prism_disable_sdf_split"]
+    options = PipelineOptions([], runner="PrismRunner", prism_location=location, experiments=experiments)
+    return beam.Pipeline(options=options)
+
+
+def prism_location() -> str | None:
+    """Return where Prism's binary is, if anywhere."""
+    cached = Path.home() / ".cache" / "contbatch" / f"prism-{beam.__version__}" / "prism"
+    found = os.environ.get("CONTBATCH_PRISM") or shutil.which("prism")
+    return found or (str(cached) if cached.exists() else None)
