@@ -21,16 +21,19 @@ from torch.nn.functional import scaled_dot_product_attention
 VOCABULARY = 512
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries, keys and values [B, T, heads, dim] to what was attended to [B, T, heads, dim]."""
+"""Queries [B, T, heads, dim], keys and values [B, T, 1, dim] to what was attended to [B, T, heads, dim]."""
 
 
 class Block(nn.Module):
-    """One layer of a transformer; what is attended to is the caller's."""
+    """One layer of a transformer with one head of keys and values for all heads of queries.
+
+    What is attended to is the caller's.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 3 * width))
+        self.heads, self.dim = heads, width // heads
+        self.qkv = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width + 2 * self.dim))
         self.out = nn.Linear(width, width)
         self.inner = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
@@ -38,14 +41,15 @@ class Block(nn.Module):
 
     def forward(self, inputs: Tensor, attend: Attend) -> Tensor:
         """Return [B, T, width] for [B, T, width]."""
-        query, key, value = self.qkv(inputs).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        query, key, value = self.qkv(inputs).unflatten(-1, (-1, self.dim)).split((self.heads, 1, 1), 2)
         inputs = inputs + self.out(attend(query, key, value).flatten(2))
         return inputs + self.inner(inputs)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Attend from [B, T, heads, dim] to [B, S, heads, dim]; the mask, [B, 1, T or 1, S], is added or says where."""
-    heads_first = (each.transpose(1, 2) for each in (query, key, value))
+    """Attend from [B, T, heads, dim] to [B, S, 1, dim]; the mask, [B, 1, T or 1, S], is added or says where."""
+    heads = query.shape[2]
+    heads_first = (each.expand(-1, -1, heads, -1).transpose(1, 2) for each in (query, key, value))
     return scaled_dot_product_attention(*heads_first, attn_mask=mask).transpose(1, 2)
 
 
@@ -93,14 +97,14 @@ class Decoder(Transformer):
         max_length: tokens of the longest prompt with all that follows.
 
     Attributes:
-        keys, values: [slots, layers, max_length, heads, dim].
+        keys, values: [slots, layers, max_length, 1, dim].
         free: slots that nobody uses.
     """
 
     def __init__(self, slots: int, max_length: int) -> None:
-        width, layers, heads = 32, 8, 2
+        width, layers, heads = 64, 4, 8
         super().__init__(max_length, width, layers, heads, outputs=VOCABULARY)
-        shape = (slots, layers, max_length, heads, width // heads)
+        shape = (slots, layers, max_length, 1, width // heads)
         self.keys, self.values = nn.Buffer(torch.zeros(shape)), nn.Buffer(torch.zeros(shape))
         self.free = list(range(slots))
         self.double()

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from apache_beam.ml.inference.base import KeyedModelHandler, ModelHandler
 
-from contbatch.transforms.batching import Reason, Released
+from contbatch.transforms.batching import CostModel, Reason, Released
 from contbatch.transforms.batching.queue import Room
 from contbatch.transforms.engine.call import opened
 from contbatch.transforms.engine.device import Turn
@@ -89,8 +89,8 @@ class StepDevice:
     """Calls ``start``, ``step`` and ``finish`` of the handler that is loaded.
 
     The policy's ``max_size`` bounds how many run, and its ``max_weight`` what they weigh together: tokens, or bytes of
-    memory. To start elements costs about as much however few they are, so free places wait for others until what they
-    have cost is what a start costs (which is never more than twice the least, as for any rent-or-buy choice).
+    memory. To start elements has a fixed cost, however few they are, so free places wait for others until what they have
+    cost is that much (in all never more than twice the least, as for any choice between renting and buying).
 
     When a step fails, its elements are started again in two halves, and so on down to the one that fails alone.
     With a new model those that run go on with theirs, and those that join have the new one.
@@ -102,8 +102,8 @@ class StepDevice:
     def __init__(self, stopwatch: Callable[[], float] = time.perf_counter) -> None:
         self._stopwatch = stopwatch
         self._last: list[Any] = []
-        self._start_seconds = 0.0
-        """What the last start took."""
+        self._starts = CostModel()
+        """What starts take."""
         self._idle_seconds = 0.0
         """What places that stayed free have cost since."""
 
@@ -137,7 +137,7 @@ class StepDevice:
         running = [one for group in groups for one in group.running]
         free = policy.max_size - len(running)
         self._idle_seconds += seconds * min(free, turn.waiting)
-        if not running or free <= 0 or self._idle_seconds < self._start_seconds:
+        if not running or free <= 0 or self._idle_seconds < self._starts.parameters[0]:
             return
         released = turn.more(Room(free, (policy.max_weight or math.inf) - sum([one.weight for one in running])))
         if released is None or not released.batch:
@@ -155,7 +155,9 @@ class StepDevice:
         weigh = turn.policy.weight_of
         running = [_Running(task, None, weigh(task[0]), now, wait, released.reason) for task in released.batch]
         started = _Group(loaded, self._start(running, loaded, turn))
-        self._start_seconds, self._idle_seconds = self._stopwatch() - now, 0.0
+        self._idle_seconds, seconds = 0.0, self._stopwatch() - now
+        if seconds > 0:
+            self._starts.observe(len(running), seconds)
         return started
 
     def _start(self, running: list[_Running], loaded: Loaded, turn: Turn) -> list[_Running]:

@@ -97,7 +97,6 @@ def test_every_element_comes_to_its_end_or_fails_alone(elements: list[int], most
 def test_a_short_element_leaves_and_another_takes_its_place() -> None:
     handler = Counting()
     engine, _ = engine_of(handler, max_size=2)
-    engine._device._start_seconds = 0.0
     assert len(ran(engine, 9, 1, 1, 1)) == 4
     assert len(handler.steps) <= 9 + 1  # whole batches take 9 and then 1 at least; one place each would take 12
     assert all(len(states) <= 2 for states in handler.steps)
