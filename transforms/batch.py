@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -204,10 +205,9 @@ class _ChunkFn(beam.DoFn):
     def _ask(self, value: Any, chunk: _Open) -> None:
         """Ask the policy's functions about an element."""
         policy, rows = self._settings.policy, chunk.rows
-        if policy.deadline_fn:
-            rows.deadlines.append(policy.deadline_of(value))
-        elif policy.latency_slo is not None:
-            rows.deadlines.append(chunk.arrival + policy.latency_slo)
+        if policy.deadline_fn or policy.latency_slo is not None:
+            own = policy.deadline_of(value)
+            rows.deadlines.append(own if own < math.inf else chunk.arrival + (policy.latency_slo or math.inf))
         if policy.weight_fn or policy.length_fn:
             rows.weights.append(policy.weight_of(value))
         if policy.priority_fn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -27,7 +28,11 @@ from contbatch.transforms.engine.versions import Versions
 from contbatch.transforms.microbatch import MicroBatch
 
 _MOST_HELD, _HELD_SECONDS = 1024, 0.001
-"""A bundle's elements go to the engine when so many are there, or the first of them is so old, in seconds."""
+"""A bundle's elements go to the engine when so many are there, or the first of them is so old, in seconds.
+
+What is kept when nothing more comes goes at the bundle's end: until then no answer could leave. So that is when it
+arrives, for a latency goal.
+"""
 _GLOBAL = (GlobalWindow(),)
 
 
@@ -163,7 +168,7 @@ class InferFn(beam.DoFn):
         if self._asks:
             tasks, asked, failed = self._ask(tasks)
         if tasks:
-            self._engine.submit(self._work, tasks, self._since, **asked)
+            self._engine.submit(self._work, tasks, **asked)
         return failed + self._emit(self._engine.fetch(self._work))
 
     def _ask(self, tasks: list[Task]) -> tuple[list[Task], dict[str, list[float]], list[Any]]:
@@ -173,11 +178,14 @@ class InferFn(beam.DoFn):
         deadlines: list[float] = []
         weights: list[float] = []
         priorities: list[float] = []
-        since_epoch = self._settings.clock() - self._engine.clock()
+        now = self._now()
+        since_epoch = self._settings.clock() - now
         for task in tasks:
             element = task[0]
             try:
-                said = policy.deadline_of(element) - since_epoch, policy.weight_of(element), policy.priority_of(element)
+                own = policy.deadline_of(element)
+                deadline = own - since_epoch if own < math.inf else now + (policy.latency_slo or math.inf)
+                said = deadline, policy.weight_of(element), policy.priority_of(element)
             except Exception as error:  # whatever a user's function raises
                 failed.append(self._failed(task, "policy", f"{type(error).__name__}: {error}"))
                 continue
@@ -248,7 +256,7 @@ class InferBatchesFn(InferFn):
         window: Any = beam.DoFn.WindowParam,
     ) -> Iterable[Any]:
         """Hand a batch over, and emit what has an outcome."""
-        self._since, least = self._engine.clock(), timestamp.micros
+        least = timestamp.micros
         for one, time in zip(element.elements, element.times, strict=True):
             self._tasks.append((one, self._work, max(time, least), (window,)))
         return self._hand_over()
@@ -260,7 +268,8 @@ class ApplyFn(beam.DoFn):
     def __init__(self, functions: Sequence[Callable[[Any], Any]], stage: str, namespace: str) -> None:
         self._functions = functions
         self._stage = stage
-        self._count = Metrics.counter(namespace, "failed")
+        self._failed = Metrics.counter(namespace, "failed")
+        self._predicted = Metrics.counter(namespace, "predicted")
 
     def process(self, element: Any) -> Iterator[Any]:
         """Apply them."""
@@ -269,7 +278,9 @@ class ApplyFn(beam.DoFn):
             for function in self._functions:
                 value = function(value)
         except Exception as error:  # whatever a user's function raises
-            self._count.inc()
+            self._failed.inc()
+            if self._stage == "postprocess":
+                self._predicted.dec()
             yield TaggedOutput("failed", FailedElement(element, self._stage, f"{type(error).__name__}: {error}"))
         else:
             yield value

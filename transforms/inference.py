@@ -95,6 +95,8 @@ class ContinuousInference(beam.PTransform):
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__()
+        if policy is None and max_delay is None:
+            max_delay = _arguments(handler).get("max_batch_duration_secs") or None
         if not poll > 0:
             raise ValueError(f"poll is {poll} s; give seconds above 0")
         if max_delay is not None and not max_delay > 0:
@@ -104,14 +106,15 @@ class ContinuousInference(beam.PTransform):
         if not 0 <= threshold <= 1:
             raise ValueError(f"threshold is {threshold}; give a share from 0 to 1")
         handler.validate_inference_args(inference_args)
-        if iterative(handler) and policy and (policy.length_fn or policy.allowed_sizes):
+        policy = policy or policy_of(handler)
+        if iterative(handler) and (policy.length_fn or policy.allowed_sizes):
             raise ValueError(
                 "length_fn or allowed_sizes is given for a handler that runs step by step, whose batch changes with "
                 "every step; bound it with max_size, and with max_weight and weight_fn"
             )
         self._handler = handler
-        self._policy = policy or policy_of(handler)
-        self._max_delay = max_delay if policy else max_delay or _arguments(handler).get("max_batch_duration_secs")
+        self._policy = policy
+        self._max_delay = max_delay
         self._clock = clock
         self._settings = InferSettings(
             opened(handler),
@@ -179,6 +182,10 @@ def policy_of(handler: ModelHandler) -> BatchPolicy:
     policy = {ours: given[theirs] for theirs, ours in names.items() if given.get(theirs) is not None}
     if "length_fn" in policy:
         policy.pop("weight_fn", None)
+    if not policy.keys() & {"length_fn", "weight_fn"}:
+        policy.pop("max_weight", None)
+    if "max_size" not in policy and "min_size" in policy:
+        policy["max_size"] = max(BatchPolicy.max_size, policy["min_size"])
     return BatchPolicy(**policy)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,7 @@ def test_without_a_policy_the_handler_says() -> None:
     assert policy_of(handler) == BatchPolicy(9, min_size=2, max_weight=50, weight_fn=len)
     assert policy_of(Fake(batch_length_fn=len, element_size_fn=len)) == BatchPolicy(length_fn=len)
     assert policy_of(Fake()) == BatchPolicy()
+    assert policy_of(Fake(min_batch_size=500, max_batch_weight=3)) == BatchPolicy(500, min_size=500)
     assert ContinuousInference(Fake(max_batch_duration_secs=3))._max_delay == 3
     assert ContinuousInference(Fake(max_batch_duration_secs=3), BatchPolicy())._max_delay is None
 
@@ -302,6 +304,42 @@ def test_two_models_of_one_kind_are_two_and_one_name_is_one() -> None:
         for plus in (10, 20):
             _ = numbers | f"Add {plus}" >> ContinuousInference(Adding(plus), model_identifier="one")
     assert leased() == {}
+
+
+def test_predictions_carry_the_version_that_serves(tmp_path: Path) -> None:
+    first, second = tmp_path / "1.pt", tmp_path / "2.pt"
+    for path, weight in ((first, 1.0), (second, 2.0)):
+        torch.save({"weight": torch.tensor([[weight]]), "bias": torch.zeros(1)}, path)
+    handler = PytorchModelHandlerTensor(str(second), torch.nn.Linear, {"in_features": 1, "out_features": 1})
+    versions = str(tmp_path / "served-*.pt")
+    inference = ContinuousInference(handler, BatchPolicy(2), versions=versions, poll=0.01)
+    predicted, _, _ = results([torch.ones(1)], inference)
+    assert predicted[0].inference.item() == 2  # the handler's own
+    fn = InferFn(inference._settings)
+    first.rename(tmp_path / "served-1.pt")
+    fn.setup()
+    for name, expected in (("served-1.pt", 1), ("served-2.pt", 2)):
+        if expected == 2:
+            second.rename(tmp_path / name)
+        while True:  # the slot's thread looks by itself
+            fn.start_bundle()
+            outputs = [*fn.process(torch.ones(1), Timestamp(0)), *fn.finish_bundle()]
+            if outputs[0].value.model_id == str(tmp_path / name):
+                break
+        assert outputs[0].value.inference.item() == expected
+    fn.teardown()
+
+
+def test_a_failure_after_the_prediction_is_counted_once() -> None:
+    pipeline = beam.Pipeline(FnApiRunner())
+    handler = Slow().with_postprocess_fn(lambda result: 1 // result.example)
+    _ = pipeline | beam.Create(range(4), reshuffle=False) | ContinuousInference(handler)
+    done = pipeline.run()
+    done.wait_until_finish()
+    counters: Counter[str] = Counter()
+    for one in done.metrics().query()["counters"]:
+        counters[one.key.metric.name] += one.result
+    assert (counters["predicted"], counters["failed"]) == (3, 1)
 
 
 def test_metrics_say_what_happened() -> None:

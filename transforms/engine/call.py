@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from apache_beam.ml.inference.base import KeyedModelHandler, MaybeKeyedModelHandler, ModelHandler, PredictionResult
+from apache_beam.ml.inference.base import (
+    KeyedModelHandler,
+    MaybeKeyedModelHandler,
+    ModelHandler,
+    PredictionResult,
+    _PostProcessingModelHandler,
+    _PreProcessingModelHandler,
+)
 
 from contbatch.transforms.engine.matching import ResultsMismatch, by_key, counted, in_order
 
 Call = Callable[[Sequence[Any]], list[Any]]
 """Elements to as many results, in their order."""
+
+_WRAPPERS = (_PreProcessingModelHandler, _PostProcessingModelHandler)
 
 
 def caller(handler: ModelHandler, model: Any, inference_args: dict[str, Any] | None = None) -> Call:
@@ -33,7 +42,7 @@ def caller(handler: ModelHandler, model: Any, inference_args: dict[str, Any] | N
 
 def opened(handler: ModelHandler) -> ModelHandler:
     """Return the handler inside the wrappers that add functions before and after it."""
-    while hasattr(handler, "_base") and not handler.should_skip_batching():
+    while isinstance(handler, _WRAPPERS) and not handler.should_skip_batching():
         handler = handler._base
     return handler
 

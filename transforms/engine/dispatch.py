@@ -97,6 +97,8 @@ class Dispatch:
         self._hold = Hold()
         self._open: set[Work] = set()
         self._waiting = 0
+        self._held_since: float | None = None
+        """Since when the device waits for more; never longer in all than the fixed cost of a batch."""
         self.count = dict.fromkeys(("submitted", "predicted", "shed", "failed", "abandoned"), 0)
         """Tasks by what became of them."""
         self.complete: list[Work] = []
@@ -167,7 +169,8 @@ class Dispatch:
         """
         self._hold.arrived(now)
         since = now if since is None else since
-        if not (deadlines or weights or priorities):
+        policy = self.policy
+        if not (deadlines or weights or priorities or policy.weight_fn or policy.length_fn):
             taken = self._scheduler.submit_together(tasks, since)
         else:
             taken, add = 0, self._scheduler.submit
@@ -196,11 +199,17 @@ class Dispatch:
             return math.inf
         if waiting >= self.policy.max_size or self.is_complete:
             return now
+        fixed = self._cost.parameters[0]
         missing = max(len(self._open), self._hold.peak) - self._waiting
-        until = self._hold.until(self._waiting, missing, self._cost.parameters[0])
+        until = self._hold.until(self._waiting, missing, fixed)
         if until <= now:
             return now
-        return max(now, min(until, self._rule.next_time(self._scheduler.backlog(), now)))
+        if self._held_since is None:
+            self._held_since = now
+        backlog = self._scheduler.backlog()
+        if self._rule.due(backlog, now):
+            return now
+        return max(now, min(until, self._held_since + fixed, self._rule.next_time(backlog, now)))
 
     @property
     def is_complete(self) -> bool:
@@ -214,6 +223,7 @@ class Dispatch:
             now: the time, in seconds.
             room: what still fits where others run already.
         """
+        self._held_since = None
         released = self._scheduler.release(now, self.is_complete, room)
         if released.shed:
             self.deliver(released.shed, [Shed(Reason.DEADLINE)] * len(released.shed), now)

@@ -39,8 +39,8 @@ class EngineStopped(RuntimeError):
     """The engine was stopped while somebody waited for outcomes."""
 
 
-class Disowned(Exception):
-    """The thread that runs the device was given up as hanging, and another one has taken its place."""
+class Disowned(BaseException):
+    """The thread that runs the device is to end: it was given up as hanging, or the engine was stopped."""
 
 
 class Engine:
@@ -91,13 +91,12 @@ class Engine:
             self._work.notify()
             self._room.notify_all()
 
-    def submit(self, work: Work, tasks: Sequence[Task], since: float | None = None, **asked: Sequence[float]) -> None:
+    def submit(self, work: Work, tasks: Sequence[Task], **asked: Sequence[float]) -> None:
         """Give tasks to the device; returns when there was room for them, by the policy's capacity.
 
         Args:
             work: the bundle's.
             tasks: what is to be run.
-            since: when they came; by default now.
             asked: ``deadlines``, ``weights`` and ``priorities``, as in :meth:`Dispatch.submit`.
 
         Raises:
@@ -105,7 +104,7 @@ class Engine:
         """
         with self._lock:
             self._check_thread()
-            since = self.clock() if since is None else since
+            since = self.clock()
 
             def put() -> bool:
                 nonlocal tasks, asked
@@ -180,11 +179,13 @@ class Engine:
         started, patience = self.clock(), self._patience
         while not done():
             self._check_thread()
+            if done():  # what hung has failed
+                return
             now, turn = self.clock(), self._turn
             if now - started >= patience:
                 self._say_why(work, now - started)
                 patience *= 2
-            limit = turn.since + self._time_limit - now if turn.tasks else math.inf
+            limit = self._time_limit + (turn.since - now if turn.tasks else 0.0)
             condition.wait(max(0.0, min(_LOOK, limit, started + patience - now)))
 
     def _say_why(self, work: Work, seconds: float) -> None:
@@ -328,7 +329,7 @@ class _Turn:
         _LOG.warning("a batch of %d ran out of memory; from now on at most %s", size, _bound(policy))
 
     def _check(self) -> None:
-        if self.disowned:
+        if self.disowned or self._engine._stopped:
             raise Disowned
 
 

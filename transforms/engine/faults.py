@@ -25,7 +25,7 @@ class Run(NamedTuple):
 
     Attributes:
         outcomes: for each element its prediction, or a :class:`Failure`.
-        too_large: size of the smallest batch of several elements that ran out of memory, or 0.
+        too_large: size of the smallest batch that ran out of memory though each of its elements fits, or 0.
         calls: how often the handler was called; 1 if nothing went wrong.
     """
 
@@ -47,7 +47,9 @@ def run(call: Call, elements: Sequence[Any], padded: Callable[[int], int] = int)
             repetitions are dropped.
     """
     outcomes: list[Any] = [None] * len(elements)
-    todo, most, too_large, calls = [(0, len(elements))], len(elements), 0, 0
+    todo, most, calls = [(0, len(elements))], len(elements), 0
+    too_large: list[range] = []
+    hopeless: list[int] = []
     while todo:
         start, end = todo.pop()
         size = end - start
@@ -70,8 +72,13 @@ def run(call: Call, elements: Sequence[Any], padded: Callable[[int], int] = int)
         if memory:  # outside of the handling, which keeps the memory alive
             free_memory()
             if size > 1:
-                most, too_large = size // 2, size
-    return Run(outcomes, too_large, calls)
+                most = size // 2
+                too_large.append(range(start, end))
+            else:
+                hopeless.append(start)
+    # a batch with an element that does not even fit alone says nothing of sizes
+    sizes = [len(part) for part in too_large if not any(one in part for one in hopeless)]
+    return Run(outcomes, min(sizes, default=0), calls)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -51,15 +52,22 @@ class Lease:
             if not self._held:
                 return
             self._held = False
-            self._entry.users -= 1
-            last = not self._entry.users
-            if last:
-                del _ENTRIES[self._key]
-        if last and self._entry.engine is not None:
-            self._entry.engine.stop()
+        _let_go(self._key, self._entry)
 
     def __del__(self) -> None:
-        self.release()
+        if self._held and not sys.is_finalizing():
+            # wherever the garbage collector runs, locks may be held that stopping an engine needs
+            threading.Thread(target=_let_go, args=(self._key, self._entry), daemon=True).start()
+
+
+def _let_go(key: str, entry: _Entry) -> None:
+    with _LOCK:
+        entry.users -= 1
+        last = not entry.users
+        if last and _ENTRIES.get(key) is entry:
+            del _ENTRIES[key]
+    if last and entry.engine is not None:
+        entry.engine.stop()
 
 
 def leased() -> dict[str, int]:

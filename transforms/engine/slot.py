@@ -81,6 +81,7 @@ class ModelSlot:
         self._replaced: Loaded | None = None
         self._refused: dict[str, str] = {}
         self._refusals = 0
+        self._troubled = ""
         self._swaps = 0
         self._stop: Callable[[], object] = lambda: None
 
@@ -148,6 +149,9 @@ class ModelSlot:
                 try:
                     return self._load(versions, version)
                 except Exception as error:
+                    if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
+                        self._trouble(version, error)
+                        continue
                     self._refused[version.name] = version.mark
                     self._refusals += 1
                     _LOG.warning(
@@ -157,13 +161,19 @@ class ModelSlot:
                 return None  # it is being replaced, not rolled back
         return None
 
+    def _trouble(self, version: Version, error: Exception) -> None:
+        """Say once that a version cannot be read now; it is tried again."""
+        if self._troubled != version.name:
+            self._troubled = version.name
+            _LOG.warning("version %s (%s) cannot be read and is tried again: %r", version.name, version.path, error)
+
     def _load(self, versions: Versions, version: Version) -> Loaded:
         versions.check(version)
         handler = self._copy()
         handler.update_model_path(version.path)
         loaded = self._ready(handler, version)
         if version not in versions.candidates():
-            raise RuntimeError("it was changed or rolled back while it was loaded")
+            raise OSError("it was changed or rolled back while it was loaded")
         return loaded
 
     def _ready(self, handler: ModelHandler, version: Version | None) -> Loaded:

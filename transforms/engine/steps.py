@@ -6,6 +6,7 @@ finished, while its short ones hold places that others wait for.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ from contbatch.transforms.engine.dispatch import BatchFacts, Task
 from contbatch.transforms.engine.faults import Failure, free_memory, is_out_of_memory, run
 from contbatch.transforms.engine.matching import counted
 from contbatch.transforms.engine.slot import Loaded
+
+_LOG = logging.getLogger(__name__)
 
 
 class IterativeHandler(Protocol):
@@ -89,8 +92,8 @@ class StepDevice:
     """Calls ``start``, ``step`` and ``finish`` of the handler that is loaded.
 
     The policy's ``max_size`` bounds how many run, and its ``max_weight`` what they weigh together: tokens, or bytes of
-    memory. To start elements has a fixed cost, however few they are, so free places wait for others until what they have
-    cost is that much (in all never more than twice the least, as for any choice between renting and buying).
+    memory. To start elements has a fixed cost, however few they are, so free places wait for others until they have
+    cost that much (in all never more than twice the least, as for any choice between renting and buying).
 
     When a step fails, its elements are started again in two halves, and so on down to the one that fails alone.
     With a new model those that run go on with theirs, and those that join have the new one.
@@ -109,34 +112,55 @@ class StepDevice:
 
     def execute(self, released: Released[Task], turn: Turn) -> None:
         """See :class:`Device`."""
+        groups: list[_Group] = []
+        try:
+            self._run(released, groups, turn)
+        finally:  # this thread was given up, or a handler has killed it
+            for group in groups:
+                for one in group.running:
+                    _abandon(_handler(group.loaded), one.state, group.loaded.model)
+
+    def _run(self, released: Released[Task], groups: list[_Group], turn: Turn) -> None:
+        """Take steps until nothing runs; what runs is in the groups all the time."""
         began = self._stopwatch()
-        groups = [self._started(released, turn.loaded, turn)]
+        groups.append(self._started(released, turn.loaded, turn))
         while any(group.running for group in groups):
-            size, stepped = sum([len(group.running) for group in groups]), self._stopwatch()
+            self._drop(groups, turn)
+            size, stepped = max(1, sum([len(group.running) for group in groups])), self._stopwatch()
             for group in list(groups):
                 ended = self._step(group, groups, turn)
                 if ended:
                     now = self._stopwatch()
                     self._leave(group, ended, size, now - began, turn)
                     began = now
-            groups = [group for group in groups if group.running]
+            groups[:] = [group for group in groups if group.running]
             self._join(groups, (self._stopwatch() - stepped) / size, turn)
 
     def warm_up(self, loaded: Loaded) -> None:
         """See :class:`Device`: one step of what was started last."""
-        if self._last:
+        if last := self._last:
             handler = _handler(loaded)
-            states = counted(self._last, handler.start(self._last, loaded.model))
+            states = counted(last, handler.start(last, loaded.model))
             handler.step(states, loaded.model)
             for state in states:
                 _abandon(handler, state, loaded.model)
+
+    def _drop(self, groups: list[_Group], turn: Turn) -> None:
+        """Let go what nobody wants any more."""
+        for group in groups:
+            gone = [one for one in group.running if one.task[1].abandoned]
+            if gone:
+                group.running = [one for one in group.running if not one.task[1].abandoned]
+                turn.deliver([one.task for one in gone], [_GONE] * len(gone), None, None)
+                for one in gone:
+                    _abandon(_handler(group.loaded), one.state, group.loaded.model)
 
     def _join(self, groups: list[_Group], seconds: float, turn: Turn) -> None:
         """Let as many join as there is room for, if that pays by now; a place has cost so many seconds in a step."""
         policy = turn.policy
         running = [one for group in groups for one in group.running]
         free = policy.max_size - len(running)
-        self._idle_seconds += seconds * min(free, turn.waiting)
+        self._idle_seconds += seconds * max(0, min(free, turn.waiting))
         if not running or free <= 0 or self._idle_seconds < self._starts.parameters[0]:
             return
         released = turn.more(Room(free, (policy.max_weight or math.inf) - sum([one.weight for one in running])))
@@ -166,14 +190,13 @@ class StepDevice:
 
         def call(elements: Sequence[Any]) -> list[Any]:
             turn.calling()
-            return counted(elements, handler.start(elements, model))
+            return counted(elements, handler.start([_value(one, loaded) for one in elements], model))
 
-        elements = [_value(one.task[0], loaded) for one in running]
-        done = run(call, elements)
+        done = run(call, [one.task[0] for one in running])
         if done.too_large:
             turn.shrink(done.too_large, sum([one.weight for one in running]) * done.too_large / len(running))
         if done.calls == 1:
-            self._last = elements
+            self._last = [_value(one.task[0], loaded) for one in running]
         for one, state in zip(running, done.outcomes, strict=True):
             one.state = state
         failed = [one for one in running if type(one.state) is Failure]
@@ -230,6 +253,9 @@ class StepDevice:
         group.running = [one for one in group.running if id(one) not in gone]
 
 
+_GONE = Failure("abandoned")
+
+
 def _handler(loaded: Loaded) -> Any:
     return iterative(loaded.handler)
 
@@ -244,4 +270,7 @@ def _value(element: Any, loaded: Loaded) -> Any:
 
 def _abandon(handler: Any, state: Any, model: Any) -> None:
     if hasattr(handler, "abandon"):
-        handler.abandon(state, model)
+        try:
+            handler.abandon(state, model)
+        except Exception:  # whatever a handler raises: the others go on
+            _LOG.exception("a handler could not abandon an element")

@@ -72,6 +72,27 @@ def test_a_deadline_ends_the_wait() -> None:
     assert ours.next_time(0.001) == pytest.approx(0.0125 - 0.0103)  # the first one's, were there one more
 
 
+def test_a_device_waits_no_longer_in_all_than_a_batch_costs() -> None:
+    ours = dispatch(max_size=1000)
+    work, _ = ours.begin(), ours.begin()
+    give(ours, work, "a", now=0.0)
+    now = 0.001
+    give(ours, work, "b", now=now)
+    while ours.next_time(now) > now:  # one after the other comes, and each could make it wait anew
+        now += 0.001
+        give(ours, work, "c", now=now)
+        assert now < 0.020
+    assert now == pytest.approx(0.011)
+
+
+def test_what_is_due_does_not_wait() -> None:
+    ours = dispatch(max_delay=0.0)
+    work, _ = ours.begin(), ours.begin()
+    give(ours, work, "a", now=0.0)
+    give(ours, work, "b", now=0.001)
+    assert ours.next_time(0.001) == 0.001
+
+
 def test_callers_that_come_back_are_waited_for() -> None:
     ours = dispatch()
     for start in (0.0, 1.0, 2.0):

@@ -15,6 +15,8 @@ from contbatch.transforms.engine.dispatch import Shed, Work
 from contbatch.transforms.engine.engine import Engine, EngineStopped
 from contbatch.transforms.engine.faults import Failure
 from contbatch.transforms.engine.leases import Lease, leased
+from contbatch.transforms.engine.slot import Loaded
+from contbatch.transforms.engine.versions import Version
 from contbatch.transforms.testing import ManualClock
 from tests.transforms.engine.gates import PATIENCE, Gate, Plain, aside, engine_of, give, pairs
 
@@ -96,15 +98,62 @@ def test_what_does_not_come_back_in_time_fails_and_the_device_goes_on(gate: Gate
     wait = aside(lambda: pairs(engine.wait(work)))
     clock.advance(0.01)
     failure = Failure("TimeoutError: no answer to a call for 2 elements within 0.01 s")
+    hung = engine._thread
     assert wait() == [(1, failure), (2, failure)]
     assert "its thread is given up" in caplog.text
     give(engine, work, 3)
     assert gate.batch() == [3]
     gate.let(lambda batch: ["from the thread that hung" for _ in batch])  # it asked first
+    hung.join(PATIENCE)
     gate.let()
     assert pairs(engine.wait(work)) == [(3, 6)]
     assert (engine.statistics().hung, engine.statistics().failed) == (1, 2)
     conserved(engine)
+    engine.stop()
+
+
+def test_what_hangs_is_found_out_without_anything_else_happening(gate: Gate, monkeypatch: Any) -> None:
+    monkeypatch.setattr("contbatch.transforms.engine.engine._LOOK", 10 * PATIENCE)
+    engine = engine_of(gate, BatchPolicy(2).unhurried(), time_limit=0.01)
+    work = engine.begin()
+    give(engine, work, 1)
+    ((_, failure),) = aside(lambda: pairs(engine.wait(work)))()
+    assert failure.error.startswith("TimeoutError")
+    gate.let()
+    engine.stop()
+
+
+def test_a_newer_model_serves_from_the_next_batch_on(gate: Gate) -> None:
+    engine = engine_of(gate, BatchPolicy(1))
+    work = engine.begin()
+    give(engine, work, 1)
+    gate.batch()
+    newer = Plain(lambda batch: [-one for one in batch])
+    engine._slot._current = Loaded(newer, newer.load_model(), Version("v2", 2, "", ""))
+    give(engine, work, 2)
+    gate.let()
+    deliveries = engine.wait(work)
+    assert [(one.outcomes, one.version) for one in deliveries] == [([2], None), ([-2], "v2")]
+    engine._device.warm_up(engine._slot.current)
+    with pytest.raises(TypeError):
+        engine._device.warm_up(Loaded(Plain(lambda batch: None), None, None))
+    engine.stop()
+
+
+def test_a_batch_that_was_too_large_is_remembered() -> None:
+    sizes: list[int] = []
+
+    def limited(batch: Any) -> Any:
+        sizes.append(len(batch))
+        if len(batch) > 4:
+            raise MemoryError
+        return batch
+
+    engine = engine_of(Plain(limited), BatchPolicy(8))
+    work = engine.begin()
+    give(engine, work, *range(24))
+    assert len(pairs(engine.wait(work))) == 24
+    assert max(sizes[3:]) <= 4
     engine.stop()
 
 
@@ -274,8 +323,10 @@ def test_a_lease_keeps_the_engine_and_the_last_one_ends_it() -> None:
     work = second.engine.begin()
     give(second.engine, work, 1)
     assert pairs(second.engine.wait(work)) == [(1, 2)]
+    engine = second.engine
     del second
     gc.collect()
+    engine._thread.join(PATIENCE)  # it is stopped aside
     assert leased() == {"b": 1}
     with pytest.raises(EngineStopped):
         give(made[0], made[0].begin(), 1)

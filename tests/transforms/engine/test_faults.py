@@ -47,9 +47,17 @@ def test_a_size_that_was_too_large_is_not_tried_again() -> None:
     assert (done.outcomes, done.too_large) == ([2 * one for one in range(256)], 128)
 
 
-def test_an_element_that_does_not_fit_alone_fails() -> None:
+def test_an_element_that_does_not_fit_alone_fails_and_says_nothing_of_sizes() -> None:
     done = run(doubling(set(), 0), [1, 2])
-    assert done.outcomes == [Failure("MemoryError: too large")] * 2
+    assert (done.outcomes, done.too_large) == ([Failure("MemoryError: too large")] * 2, 0)
+
+    def call(batch: list[int]) -> list[int]:
+        if 7 in batch or len(batch) > 8:
+            raise MemoryError
+        return batch
+
+    done = run(call, list(range(32)))
+    assert (sum(type(one) is Failure for one in done.outcomes), done.too_large) == (1, 0)
 
 
 def test_a_handler_that_gives_too_many_after_a_failed_batch_shifts_nothing() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import Any
 
+import numpy as np
 import pytest
 from apache_beam.ml.inference.base import (
     KeyedModelHandler,
@@ -86,6 +87,28 @@ def test_the_zip_of_a_keyed_handler_hides_no_result_that_is_too_many(keyed: Any,
     handler = keyed(Doubling(change))
     with pytest.raises(ResultsMismatch):
         caller(handler, handler.load_model())([("a", 1), ("b", 2)])
+
+
+def test_a_handler_that_returns_another_order_is_put_right() -> None:
+    handler = Doubling(lambda results: results[::-1])
+    elements = [object_of(number) for number in range(5)]
+    assert [result.example for result in caller(handler, None)(elements)] == elements
+
+
+def object_of(number: int) -> Any:
+    return np.float64(number)
+
+
+def test_a_users_own_wrapper_is_not_opened() -> None:
+    class Outer(Doubling):
+        def __init__(self) -> None:
+            super().__init__()
+            self._base = Doubling()
+
+        def run_inference(self, batch: Any, model: Any, inference_args: Any = None) -> Any:
+            return [100 * one for one in batch]
+
+    assert caller(Outer(), None)([2]) == [200]
 
 
 def test_every_wrapper_of_beam_is_opened() -> None:

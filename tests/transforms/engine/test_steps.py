@@ -159,6 +159,43 @@ def test_those_that_run_go_on_with_their_model() -> None:
     engine.stop()
 
 
+def test_what_nobody_wants_any_more_leaves_its_place() -> None:
+    handler = Counting()
+    handler.may_step = threading.Semaphore(0)
+    engine, _ = engine_of(handler, max_size=2)
+    first, second = engine.begin(), engine.begin()
+    give(engine, first, 1000, 1000)
+    handler.may_step.release()
+    assert handler.stepped.acquire(timeout=PATIENCE)
+    engine.end(first)
+    give(engine, second, 1)
+    handler.may_step.release(20)
+    assert pairs(engine.wait(second)) == [(1, 2)]
+    assert (handler.held, engine.statistics().abandoned) == (0, 2)
+    engine.stop()
+
+
+def test_when_the_engine_stops_nothing_is_held() -> None:
+    handler = Counting()
+    engine, _ = engine_of(handler, max_size=2)
+    work = engine.begin()
+    give(engine, work, 10**9)
+    assert handler.stepped.acquire(timeout=PATIENCE)
+    engine.stop(PATIENCE)
+    assert handler.held == 0
+    assert not engine._thread.is_alive()
+
+
+def test_an_element_without_a_key_fails_alone() -> None:
+    engine, _ = engine_of(KeyedModelHandler(Counting()), max_size=4)
+    work = engine.begin()
+    give(engine, work, ("a", 2), 5, ("b", 3))
+    outcomes = [outcome for _, outcome in pairs(engine.wait(work))]
+    assert [one for one in outcomes if type(one) is not Failure] == [("a", 4), ("b", 6)]
+    assert sum(type(one) is Failure for one in outcomes) == 1
+    engine.stop()
+
+
 def test_a_new_model_is_tried_on_what_was_started_last() -> None:
     handler, device = Counting(), StepDevice()
     device.warm_up(Loaded(handler, None, None))
