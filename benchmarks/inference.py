@@ -12,7 +12,7 @@ import sys
 import time
 
 from benchmarks.harness import Report
-from benchmarks.inference_parts.bundles import bundles_of_one, slow_device
+from benchmarks.inference_parts.bundles import bundles_of_one, idle, slow_device
 from benchmarks.inference_parts.cost import cost
 from benchmarks.inference_parts.decoder import decoder
 from benchmarks.inference_parts.driving import progress
@@ -20,7 +20,7 @@ from benchmarks.inference_parts.encoder import encoder
 from benchmarks.inference_parts.paced import paced
 from benchmarks.inference_parts.swaps import swaps
 
-PARTS = (cost, bundles_of_one, slow_device, paced, encoder, decoder, swaps)
+PARTS = (idle, cost, bundles_of_one, slow_device, paced, encoder, decoder, swaps)
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Sequence
 
 from benchmarks.harness import Report
@@ -25,6 +26,18 @@ FAST, SLOW = 0.010, 0.060
 SECONDS = 4.0
 RATE, ELEMENTS = 300, 3_000
 MAX_SIZE = 256
+
+
+def idle(report: Report) -> None:
+    """An engine that has nothing to do."""
+    side = Ours(DeviceHandler(0.0), BatchPolicy(MAX_SIZE))
+    side.setup()
+    list(side.bundle([(0, 0)]))
+    before = time.process_time()
+    time.sleep(SECONDS)
+    report.at_most("processor that an idle engine uses", "%", 100 * (time.process_time() - before) / SECONDS, 1)
+    side.teardown()
+    DEVICE.reset()
 
 
 def bundles_of_one(report: Report) -> None:

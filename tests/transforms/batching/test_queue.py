@@ -52,3 +52,17 @@ def test_what_is_done_to_the_elements_shown_does_not_change_the_queue() -> None:
     queue.push(Waiting(1.0, 0, ("one",)))
     queue.elements().clear()
     assert len(queue) == 1
+
+
+def test_what_is_left_of_those_that_came_together_keeps_its_place() -> None:
+    queue: DeadlineQueue[Incomparable] = DeadlineQueue()
+    elements = [Incomparable() for _ in range(7)]
+    queue.push(Waiting(1.0, 0, elements[:4]))
+    queue.push(Waiting(1.0, 4, elements[4:]))
+    taken = [queue.take(size) for size in (1, 2, 3, 9)]
+    assert [item for batch in taken for one in batch for item in one.items] == elements
+    assert [one.number for batch in taken for one in batch] == [0, 1, 3, 4, 6]
+    part = Waiting(1.0, 0, elements[:4])
+    for one in part.split(1):  # both may wait again, and then they are compared
+        queue.push(one)
+    assert [item for one in queue.take(4) for item in one.items] == elements[:4]

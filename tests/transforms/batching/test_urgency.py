@@ -233,3 +233,10 @@ def test_of_all_that_is_there_the_most_urgent_leave_first(policy: BatchPolicy, c
         left += scheduler.release(now).batch
         now += 0.01
     assert left == sorted(left)
+
+
+def test_of_those_that_came_together_no_more_are_dropped_than_a_full_queue_asks_for() -> None:
+    """A batch of 4 takes 12 ms, so a full queue wants batches of 3 at least, 11.5 ms; the slack allows one, 10.5 ms."""
+    queue = waits(BatchPolicy(max_size=4), Waiting(0.0106, 0, ("a", "b", "c", "d", "e"), 0.0106))
+    assert choose(queue)[:2] == (["c"], ["a", "b"])
+    assert len(queue) == 2

@@ -368,3 +368,19 @@ def test_work_that_was_never_begun_can_be_ended() -> None:
     engine.end(Work())
     assert engine.statistics().abandoned == 0
     engine.stop()
+
+
+def test_what_had_to_wait_for_room_keeps_its_own_weight() -> None:
+    batches: list[list[float]] = []
+
+    def seen(batch: Any) -> Any:
+        batches.append(list(batch))
+        return batch
+
+    engine = engine_of(Plain(seen), BatchPolicy(4, weight_fn=float, max_weight=3.0, capacity=4))
+    work = engine.begin()
+    weights = [1.0] * 6 + [3.0] * 6
+    give(engine, work, *weights, weights=weights)
+    assert len(pairs(engine.wait(work))) == 12
+    assert all(sum(batch) <= 3.0 for batch in batches)
+    engine.stop()
