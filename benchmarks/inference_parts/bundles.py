@@ -29,7 +29,7 @@ MAX_SIZE = 256
 
 
 def idle(report: Report) -> None:
-    """An engine that has nothing to do."""
+    """Let an engine have nothing to do."""
     side = Ours(DeviceHandler(0.0), BatchPolicy(MAX_SIZE))
     side.setup()
     list(side.bundle([(0, 0)]))
