@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -206,8 +205,7 @@ class _ChunkFn(beam.DoFn):
         """Ask the policy's functions about an element."""
         policy, rows = self._settings.policy, chunk.rows
         if policy.deadline_fn or policy.latency_slo is not None:
-            own = policy.deadline_of(value)
-            rows.deadlines.append(own if own < math.inf else chunk.arrival + (policy.latency_slo or math.inf))
+            rows.deadlines.append(policy.deadline_of(value, chunk.arrival))
         if policy.weight_fn or policy.length_fn:
             rows.weights.append(policy.weight_of(value))
         if policy.priority_fn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -178,13 +177,12 @@ class InferFn(beam.DoFn):
         deadlines: list[float] = []
         weights: list[float] = []
         priorities: list[float] = []
-        now = self._now()
-        since_epoch = self._settings.clock() - now
+        arrival = self._settings.clock()
+        since_epoch = arrival - self._now()
         for task in tasks:
             element = task[0]
             try:
-                own = policy.deadline_of(element)
-                deadline = own - since_epoch if own < math.inf else now + (policy.latency_slo or math.inf)
+                deadline = policy.deadline_of(element, arrival) - since_epoch
                 said = deadline, policy.weight_of(element), policy.priority_of(element)
             except Exception as error:  # whatever a user's function raises
                 failed.append(self._failed(task, "policy", f"{type(error).__name__}: {error}"))

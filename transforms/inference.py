@@ -34,8 +34,9 @@ class ContinuousInference(beam.PTransform):
     """Predictions of a model: what ``RunInference`` gives, with batches formed across bundles, and deadlines.
 
     Elements of all bundles that are open in a worker process go to one engine, which runs the largest batch that
-    meets every deadline as soon as the device is free. No state and no timers are needed, and no element waits for
-    more while the device has nothing to do. What a bundle has given is answered before it ends.
+    meets every deadline when the device is free. No state and no timers are needed. A free device waits for more only
+    while bundles are likely to give it at once, and never longer than the fixed cost of a batch. What a bundle has
+    given is answered before it ends.
 
     The result is the PCollection of what the handler returns, ``PredictionResult`` for Beam's handlers, each with the
     timestamp and window of its element, in no order. Its attributes ``shed``

@@ -31,14 +31,7 @@ POLICIES = {
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES.keys())
 def test_nothing_is_lost_or_late(prism: str, policy: BatchPolicy, live: bool, windowed: bool) -> None:
     kept, counted = Sink(), Sink()
-    options = PipelineOptions(
-        [],
-        runner="PrismRunner",
-        streaming=live,
-        prism_location=prism,
-        experiments=["disable_prism_server_singleton"],
-    )
-    with beam.Pipeline(options=options) as pipeline:
+    with beam.Pipeline(options=on_prism(prism, live)) as pipeline:
         elements = pipeline | (script() if live else beam.Create(range(COUNT)))
         elements |= beam.Map(lambda number: TimestampedValue((f"k{number % 3}", number), number / 2))
         if windowed:
@@ -50,6 +43,17 @@ def test_nothing_is_lost_or_late(prism: str, policy: BatchPolicy, live: bool, wi
         _ = sizes | beam.CombineGlobally(sum).without_defaults() | "Count" >> counted
     check(kept.elements, windowed)
     assert sum(counted.elements) == COUNT
+
+
+def on_prism(prism: str, live: bool) -> PipelineOptions:
+    """Return the options of a pipeline on a Prism of its own."""
+    return PipelineOptions(
+        [],
+        runner="PrismRunner",
+        streaming=live,
+        prism_location=prism,
+        experiments=["disable_prism_server_singleton"],
+    )
 
 
 def script() -> Script:

@@ -9,12 +9,11 @@ from typing import Any
 import apache_beam as beam
 import pytest
 from apache_beam.ml.inference.base import KeyedModelHandler, ModelHandler, PredictionResult
-from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 
 from contbatch.transforms import BatchPolicy, ContinuousInference
 from contbatch.transforms.testing import Sink
-from tests.runners.test_prism_batch import COUNT, script
+from tests.runners.test_prism_batch import COUNT, on_prism, script
 
 pytestmark = pytest.mark.needs("go")
 
@@ -35,14 +34,7 @@ class Doubling(ModelHandler):
 @pytest.mark.parametrize("live", [False, True])
 def test_nothing_is_lost_or_late(prism: str, live: bool, max_delay: float | None) -> None:
     kept, failed, counted = Sink(), Sink(), Sink()
-    options = PipelineOptions(
-        [],
-        runner="PrismRunner",
-        streaming=live,
-        prism_location=prism,
-        experiments=["disable_prism_server_singleton"],
-    )
-    with beam.Pipeline(options=options) as pipeline:
+    with beam.Pipeline(options=on_prism(prism, live)) as pipeline:
         elements = pipeline | (script() if live else beam.Create(range(COUNT)))
         elements |= beam.Map(lambda number: TimestampedValue((f"k{number % 3}", number), number / 2))
         elements |= "Window" >> beam.WindowInto(FixedWindows(30))

@@ -167,13 +167,18 @@ class BatchPolicy:
         )
         return calm if self.time_domain is TimeDomain.EVENT_TIME else replace(calm, max_delay=math.inf)
 
-    def deadline_of(self, element: Any) -> float:
-        """Return the deadline of an element, in seconds since the epoch, or infinity if it has none of its own.
+    def deadline_of(self, element: Any, arrival: float) -> float:
+        """Return the deadline of an element: its own, else ``latency_slo`` from its arrival, else infinity.
+
+        Args:
+            element: which one.
+            arrival: when it came, in seconds since the epoch, as the deadline is.
 
         Raises:
             ValueError: that is not a number.
         """
-        return _number("deadline_fn", self.deadline_fn(element)) if self.deadline_fn else math.inf
+        own = _number("deadline_fn", self.deadline_fn(element)) if self.deadline_fn else math.inf
+        return own if own < math.inf else arrival + (self.latency_slo or math.inf)
 
     def weight_of(self, element: Any) -> float:
         """Return the weight or length of an element, or 0 if it has none.

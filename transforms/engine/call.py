@@ -14,7 +14,7 @@ from apache_beam.ml.inference.base import (
     _PreProcessingModelHandler,
 )
 
-from contbatch.transforms.engine.matching import ResultsMismatch, by_key, counted, in_order
+from contbatch.transforms.engine.matching import by_key, counted, in_order
 
 Call = Callable[[Sequence[Any]], list[Any]]
 """Elements to as many results, in their order."""
@@ -61,6 +61,3 @@ def with_version(result: Any, element: Any, version: str) -> Any:
     if isinstance(result, tuple) and len(result) == 2 and isinstance(element, tuple) and result[0] is element[0]:
         return result[0], with_version(result[1], element[1], version)
     return PredictionResult(element, result, version)
-
-
-__all__ = ["Call", "ResultsMismatch", "caller", "opened", "with_version"]

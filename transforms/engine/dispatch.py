@@ -81,6 +81,11 @@ class Work:
     abandoned: bool = False
     signal: Any = None
 
+    def fetch(self) -> list[Delivery]:
+        """Return the outcomes since the last call."""
+        delivered, self.delivered = self.delivered, []
+        return delivered
+
 
 class Dispatch:
     """The queue of one device, and the bundles that wait for it.

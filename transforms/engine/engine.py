@@ -118,8 +118,7 @@ class Engine:
     def fetch(self, work: Work) -> list[Delivery]:
         """Return the outcomes since the last call."""
         with self._lock:
-            delivered, work.delivered = work.delivered, []
-            return delivered
+            return work.fetch()
 
     def wait(self, work: Work) -> list[Delivery]:
         """Return the outcomes since the last call when there is one for every task.
@@ -133,8 +132,7 @@ class Engine:
                 self._dispatch.wait(work)
                 self._work.notify()
                 self._wait_until(lambda: not work.outstanding, work.signal, work)
-            delivered, work.delivered = work.delivered, []
-            return delivered
+            return work.fetch()
 
     def stop(self, timeout: float = 5.0) -> None:
         """End the threads and forget the model; who waits gets :class:`EngineStopped`."""

@@ -149,21 +149,18 @@ class ModelSlot:
                 try:
                     return self._load(versions, version)
                 except Exception as error:
-                    if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
-                        self._trouble(version, error)
-                        continue
-                    self._refused[version.name] = version.mark
-                    self._refusals += 1
-                    _LOG.warning(
-                        "version %s (%s) is refused, %s stays: %r", version.name, version.path, self.current, error
-                    )
+                    self._failed(version, error)
             if current and version.name == current.name:
                 return None  # it is being replaced, not rolled back
         return None
 
-    def _trouble(self, version: Version, error: Exception) -> None:
-        """Say once that a version cannot be read now; it is tried again."""
-        if self._troubled != version.name:
+    def _failed(self, version: Version, error: Exception) -> None:
+        """Refuse a version, or say once that it cannot be read now: then it is tried again."""
+        if not (isinstance(error, OSError) or isinstance(error.__cause__, OSError)):
+            self._refused[version.name] = version.mark
+            self._refusals += 1
+            _LOG.warning("version %s (%s) is refused, %s stays: %r", version.name, version.path, self.current, error)
+        elif self._troubled != version.name:
             self._troubled = version.name
             _LOG.warning("version %s (%s) cannot be read and is tried again: %r", version.name, version.path, error)
 

@@ -452,3 +452,33 @@ def test_a_large_model_is_one_for_all_who_name_it(tmp_path: Path) -> None:
 def test_a_large_model_serves_no_versions(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="a model that processes share cannot serve versions"):
         ModelSlot(Large(large_model=True), FileVersions(str(tmp_path / "*"))).load()
+
+
+class Unreadable(Words):
+    """Cannot read some of the words for a while."""
+
+    def load_model(self) -> str:
+        text = super().load_model()
+        if text == "unreadable":
+            raise OSError("503")
+        return text
+
+
+def test_a_version_that_cannot_be_read_is_tried_again(folder: Folder, caplog: pytest.LogCaptureFixture) -> None:
+    slot = folder.slot(Unreadable())
+    folder.write("b", "unreadable")
+    assert not any(slot.poll() for _ in range(3))
+    assert (slot.current.model, slot.statistics().refused, len(caplog.records)) == ("one", 0, 1)
+    mark = os.stat(folder.path / "b")
+    (folder.path / "b").write_text("well again".ljust(mark.st_size)[: mark.st_size])
+    os.utime(folder.path / "b", (folder.now, folder.now))  # by its mark it is what it was
+    assert slot.poll()
+    assert slot.current.model == "well again"
+
+
+def test_one_that_is_replaced_and_cannot_be_read_is_not_taken_for_rolled_back(folder: Folder) -> None:
+    folder.write("b", "two")
+    slot = folder.slot(Unreadable())
+    folder.write("b", "unreadable")
+    assert not slot.poll()
+    assert slot.current.model == "two"

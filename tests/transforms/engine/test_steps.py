@@ -17,6 +17,7 @@ from contbatch.transforms.engine.faults import Failure
 from contbatch.transforms.engine.slot import Loaded, ModelSlot
 from contbatch.transforms.engine.steps import StepDevice, iterative
 from contbatch.transforms.engine.versions import Version
+from contbatch.transforms.testing import ManualClock
 from tests.transforms.engine.gates import PATIENCE, aside, give, pairs
 
 
@@ -66,7 +67,7 @@ class Counting(ModelHandler):
 
 
 def engine_of(handler: ModelHandler, **policy: Any) -> tuple[Engine, ModelSlot]:
-    slot, device = ModelSlot(handler), StepDevice()
+    slot, device = ModelSlot(handler), StepDevice(ManualClock())  # starts cost nothing: who comes joins at once
     slot.load()
     return Engine(slot, device, BatchPolicy(**policy)), slot
 
