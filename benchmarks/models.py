@@ -21,19 +21,19 @@ from torch.nn.functional import scaled_dot_product_attention
 VOCABULARY = 512
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries [B, T, heads, dim], keys and values [B, T, 1, dim] to what was attended to [B, T, heads, dim]."""
+"""Queries [B, T, heads, dim], keys and values [B, T, shared, dim] to what was attended to [B, T, heads, dim]."""
 
 
 class Block(nn.Module):
-    """One layer of a transformer with one head of keys and values for all heads of queries.
+    """One layer of a transformer; heads of queries may share heads of keys and values.
 
     What is attended to is the caller's.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, shared: int) -> None:
         super().__init__()
-        self.heads, self.dim = heads, width // heads
-        self.qkv = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width + 2 * self.dim))
+        self.heads, self.shared, self.dim = heads, shared, width // heads
+        self.qkv = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width + 2 * shared * self.dim))
         self.out = nn.Linear(width, width)
         self.inner = nn.Sequential(
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
@@ -41,13 +41,15 @@ class Block(nn.Module):
 
     def forward(self, inputs: Tensor, attend: Attend) -> Tensor:
         """Return [B, T, width] for [B, T, width]."""
-        query, key, value = self.qkv(inputs).unflatten(-1, (-1, self.dim)).split((self.heads, 1, 1), 2)
+        query, key, value = (
+            self.qkv(inputs).unflatten(-1, (-1, self.dim)).split((self.heads, self.shared, self.shared), 2)
+        )
         inputs = inputs + self.out(attend(query, key, value).flatten(2))
         return inputs + self.inner(inputs)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Attend from [B, T, heads, dim] to [B, S, 1, dim]; the mask, [B, 1, T or 1, S], is added or says where."""
+    """Attend from [B, T, heads, dim] to [B, S, heads or 1, dim]; the mask, [B, 1, T or 1, S], is added or says where."""
     heads = query.shape[2]
     heads_first = (each.expand(-1, -1, heads, -1).transpose(1, 2) for each in (query, key, value))
     return scaled_dot_product_attention(*heads_first, attn_mask=mask).transpose(1, 2)
@@ -56,13 +58,13 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor
 class Transformer(nn.Module):
     """The weights of both models, always the same."""
 
-    def __init__(self, max_length: int, width: int, layers: int, heads: int, outputs: int) -> None:
+    def __init__(self, max_length: int, width: int, layers: int, heads: int, shared: int, outputs: int) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(7)
             self.tokens = nn.Embedding(VOCABULARY, width)
             self.positions = nn.Embedding(max_length, width)
-            self.blocks = nn.ModuleList(Block(width, heads) for _ in range(layers))
+            self.blocks = nn.ModuleList(Block(width, heads, shared) for _ in range(layers))
             self.head = nn.Linear(width, outputs)
         self.norm = nn.LayerNorm(width)
 
@@ -74,7 +76,7 @@ class Encoder(Transformer):
     """
 
     def __init__(self, max_length: int = 512) -> None:
-        super().__init__(max_length, width=128, layers=2, heads=4, outputs=128)
+        super().__init__(max_length, width=128, layers=2, heads=4, shared=4, outputs=128)
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """Return [B, 128]."""
@@ -103,7 +105,7 @@ class Decoder(Transformer):
 
     def __init__(self, slots: int, max_length: int) -> None:
         width, layers, heads = 64, 4, 8
-        super().__init__(max_length, width, layers, heads, outputs=VOCABULARY)
+        super().__init__(max_length, width, layers, heads, shared=1, outputs=VOCABULARY)
         shape = (slots, layers, max_length, 1, width // heads)
         self.keys, self.values = nn.Buffer(torch.zeros(shape)), nn.Buffer(torch.zeros(shape))
         self.free = list(range(slots))

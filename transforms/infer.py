@@ -17,13 +17,15 @@ from apache_beam.utils.windowed_value import create
 from contbatch.transforms.batching import BatchPolicy, Reason
 from contbatch.transforms.engine.batches import BatchDevice
 from contbatch.transforms.engine.call import with_version
-from contbatch.transforms.engine.dispatch import BatchFacts, Delivery, Shed, Task, Work
+from contbatch.transforms.engine.dispatch import Delivery, Shed, Task, Work
 from contbatch.transforms.engine.engine import Engine
 from contbatch.transforms.engine.faults import Failure
+from contbatch.transforms.engine.iterative import iterative
 from contbatch.transforms.engine.leases import Lease
 from contbatch.transforms.engine.slot import ModelSlot
-from contbatch.transforms.engine.steps import StepDevice, iterative
+from contbatch.transforms.engine.steps import StepDevice
 from contbatch.transforms.engine.versions import Versions
+from contbatch.transforms.infer_metrics import InferMetrics
 from contbatch.transforms.microbatch import MicroBatch
 
 _MOST_HELD, _HELD_SECONDS = 1024, 0.001
@@ -104,7 +106,7 @@ class InferFn(beam.DoFn):
 
     def __init__(self, settings: InferSettings) -> None:
         self._settings = settings
-        self._metrics = _InferMetrics(settings.namespace)
+        self._metrics = InferMetrics(settings.namespace)
         self._lease: Lease | None = None
 
     def setup(self) -> None:
@@ -282,28 +284,3 @@ class ApplyFn(beam.DoFn):
             yield TaggedOutput("failed", FailedElement(element, self._stage, f"{type(error).__name__}: {error}"))
         else:
             yield value
-
-
-class _InferMetrics:
-    """Beam metrics of a transform; what concerns a batch is told once, by one of its bundles."""
-
-    def __init__(self, namespace: str) -> None:
-        self.predicted = Metrics.counter(namespace, "predicted")
-        self.shed = Metrics.counter(namespace, "shed")
-        self.failed = Metrics.counter(namespace, "failed")
-        self._sizes = Metrics.distribution(namespace, "batch_size")
-        self._padding = Metrics.distribution(namespace, "padding")
-        self._wait = Metrics.distribution(namespace, "queue_wait_ms")
-        self._device = Metrics.distribution(namespace, "device_ms")
-        self._version = Metrics.gauge(namespace, "model_version")
-        self._reasons = {reason: Metrics.counter(namespace, f"released_{reason}") for reason in Reason}
-
-    def batch(self, facts: BatchFacts) -> None:
-        """Tell about a batch."""
-        self._sizes.update(facts.size)
-        self._padding.update(facts.padded - facts.size)
-        self._wait.update(round(facts.wait * 1e3))
-        self._device.update(round(facts.seconds * 1e3))
-        self._reasons[facts.reason].inc()
-        if facts.number:
-            self._version.set(facts.number)

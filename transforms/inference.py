@@ -15,7 +15,7 @@ from apache_beam.transforms.window import GlobalWindows
 from contbatch.transforms.batch import ContinuousBatch
 from contbatch.transforms.batching import BatchPolicy, TimeDomain
 from contbatch.transforms.engine.call import opened
-from contbatch.transforms.engine.steps import iterative
+from contbatch.transforms.engine.iterative import iterative
 from contbatch.transforms.engine.versions import FileVersions, StoreVersions, Versions
 from contbatch.transforms.infer import (
     ApplyFn,

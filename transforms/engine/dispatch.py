@@ -205,8 +205,7 @@ class Dispatch:
         if waiting >= self.policy.max_size or self.is_complete:
             return now
         fixed = self._cost.parameters[0]
-        missing = max(len(self._open), self._hold.peak) - self._waiting
-        until = self._hold.until(self._waiting, missing, fixed)
+        until = self._hold.until(self._waiting, len(self._open) - self._waiting, fixed)
         if until <= now:
             return now
         if self._held_since is None:

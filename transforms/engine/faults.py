@@ -15,9 +15,11 @@ class Failure(NamedTuple):
 
     Attributes:
         error: the type of the error, and its text.
+        memory: whether the memory was not enough.
     """
 
     error: str
+    memory: bool = False
 
 
 class Run(NamedTuple):
@@ -65,7 +67,7 @@ def run(call: Call, elements: Sequence[Any], padded: Callable[[int], int] = int)
         except Exception as error:  # whatever a handler raises
             memory = is_out_of_memory(error)
             if size == 1:
-                outcomes[start] = Failure(f"{type(error).__name__}: {error}")
+                outcomes[start] = failure_of(error)
             else:
                 middle = start + size // 2
                 todo += [(middle, end), (start, middle)]
@@ -79,6 +81,11 @@ def run(call: Call, elements: Sequence[Any], padded: Callable[[int], int] = int)
     # a batch with an element that does not even fit alone says nothing of sizes
     sizes = [len(part) for part in too_large if not any(one in part for one in hopeless)]
     return Run(outcomes, min(sizes, default=0), calls)
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Return what an error means for the one element that was run."""
+    return Failure(f"{type(error).__name__}: {error}", is_out_of_memory(error))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -49,7 +49,7 @@ def test_a_size_that_was_too_large_is_not_tried_again() -> None:
 
 def test_an_element_that_does_not_fit_alone_fails_and_says_nothing_of_sizes() -> None:
     done = run(doubling(set(), 0), [1, 2])
-    assert (done.outcomes, done.too_large) == ([Failure("MemoryError: too large")] * 2, 0)
+    assert (done.outcomes, done.too_large) == ([Failure("MemoryError: too large", memory=True)] * 2, 0)
 
     def call(batch: list[int]) -> list[int]:
         if 7 in batch or len(batch) > 8:

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from contbatch.transforms.batching import BatchPolicy
 from contbatch.transforms.engine.engine import Engine
 from contbatch.transforms.engine.faults import Failure
+from contbatch.transforms.engine.iterative import iterative
 from contbatch.transforms.engine.slot import Loaded, ModelSlot
-from contbatch.transforms.engine.steps import StepDevice, iterative
+from contbatch.transforms.engine.steps import StepDevice
 from contbatch.transforms.engine.versions import Version
 from contbatch.transforms.testing import ManualClock
 from tests.transforms.engine.gates import PATIENCE, aside, give, pairs
@@ -140,6 +141,44 @@ def test_a_step_that_runs_out_of_memory_is_taken_in_halves_and_remembered() -> N
     assert sizes[0] == 8
     assert max(sizes[3:]) <= 4
     assert engine._dispatch.policy.max_size <= 4
+
+
+class Growing(Counting):
+    """What an element holds grows by one in each step, as a decoder's cache does; element n needs n in the end."""
+
+    def start(self, elements: Sequence[int], model: Any) -> list[list[int]]:
+        self._hold(len(elements))
+        return [[one, 1] for one in elements]
+
+    def step(self, states: Sequence[list[int]], model: Any) -> list[bool]:
+        growing = [state for state in states if state[1] < state[0]]
+        self._hold(len(growing))
+        for state in growing:
+            state[1] += 1
+        return [state[1] == state[0] for state in states]
+
+    def _hold(self, more: int) -> None:
+        if self.held + more > self.memory:
+            raise MemoryError
+        self.held += more
+
+    def finish(self, state: list[int], model: Any) -> int:
+        self.held -= state[1]
+        return 2 * state[0]
+
+    def abandon(self, state: list[int], model: Any) -> None:
+        self.held -= state[1]
+
+
+@given(st.lists(st.integers(1, 10), min_size=1, max_size=12), st.integers(1, 6))
+def test_what_fits_alone_comes_to_its_end_however_much_others_hold(elements: list[int], most: int) -> None:
+    handler = Growing(memory=8)
+    engine, _ = engine_of(handler, max_size=most)
+    outcomes = ran(engine, *elements)
+    assert outcomes == [
+        (one, 2 * one if one <= 8 else Failure("MemoryError: ", memory=True)) for one in sorted(elements)
+    ]
+    assert handler.held == 0
 
 
 def test_those_that_run_go_on_with_their_model() -> None:
