@@ -49,7 +49,7 @@ class Block(nn.Module):
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Attend from [B, T, heads, dim] to [B, S, heads or 1, dim]; the mask, [B, 1, T or 1, S], is added or says where."""
+    """Attend from [B, T, heads, dim] to [B, S, heads or 1, dim]; a mask [B, 1, T or 1, S] is added or says where."""
     heads = query.shape[2]
     heads_first = (each.expand(-1, -1, heads, -1).transpose(1, 2) for each in (query, key, value))
     return scaled_dot_product_attention(*heads_first, attn_mask=mask).transpose(1, 2)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import apache_beam as beam
 import numpy as np
 import pytest
 import torch
+from apache_beam.internal import cloudpickle_pickler
 from apache_beam.ml.inference.base import (
     KeyedModelHandler,
     KeyModelMapping,
@@ -166,6 +168,36 @@ def test_everything_comes_out_once(elements: list[int], size: int, max_delay: fl
     assert all(one.inference == 2 * one.example for one in predicted)
     assert sorted(one.element for one in failed) == sorted(one for one in elements if one in bad)
     assert shed == []
+
+
+class Hanging(Fake):
+    """A batch with 12 in it never comes back."""
+
+    forever: ClassVar[threading.Event] = threading.Event()
+
+    def run_inference(self, batch: Sequence[int], model: Any, inference_args: Any = None) -> Any:
+        if 12 in batch:
+            self.forever.wait()
+        yield from super().run_inference(batch, model, inference_args)
+
+
+@settings(max_examples=15)
+@given(st.lists(st.integers(0, 16), max_size=40), st.integers(1, 9))
+def test_everything_comes_out_once_beside_what_hangs(elements: list[int], size: int) -> None:
+    predicted, _, failed = results(elements, ContinuousInference(Hanging(), BatchPolicy(size), time_limit=0.1))
+    assert sorted([one.example for one in predicted] + [one.element for one in failed]) == sorted(elements)
+    hung = [one.element for one in failed if one.error.startswith("TimeoutError")]
+    assert hung.count(12) == elements.count(12)
+    assert len(hung) <= size * elements.count(12)
+    assert {one.element for one in failed if one.element not in hung} <= {13, 14, 15}
+
+
+def test_the_transform_is_pickled_as_a_submission_does_it() -> None:
+    inference = ContinuousInference(Fake(), BatchPolicy(3), max_delay=0.01)
+    again = cloudpickle_pickler.loads(cloudpickle_pickler.dumps(inference))
+    predicted, _, failed = results([1, 2, 13], again)
+    assert sorted(one.inference for one in predicted) == [2, 4]
+    assert [one.element for one in failed] == [13]
 
 
 @pytest.mark.parametrize("windows", [None, FixedWindows(5), SlidingWindows(10, 5)])

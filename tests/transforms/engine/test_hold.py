@@ -38,7 +38,7 @@ def test_a_return_is_another_thing_than_a_gap() -> None:
 
 
 @pytest.mark.parametrize(
-    ("waiting", "missing", "fixed", "waits"),
+    ("waiting", "giving", "fixed", "waits"),
     [
         (1, 1, 0.0021, True),  # 1 * 1 ms <= half of 1 * 2.1 ms
         (1, 1, 0.0019, False),
@@ -50,9 +50,28 @@ def test_a_return_is_another_thing_than_a_gap() -> None:
     ],
 )
 def test_what_waits_loses_less_than_half_of_what_those_that_come_save(
-    waiting: int, missing: int, fixed: float, waits: bool
+    waiting: int, giving: int, fixed: float, waits: bool
 ) -> None:
-    assert (seen(0.0, 0.001).until(waiting, missing, fixed) > 0) is waits
+    assert (seen(0.0, 0.001).until(waiting, giving, fixed) > 0) is waits
+
+
+def cycles(times: int, seconds: float, comes: float) -> Hold:
+    """An answer at the beginning of each cycle, and so long after it the next arrival; two bundles are open."""
+    hold = Hold()
+    for cycle in range(times):
+        hold.delivered(cycle * seconds, 2)
+        hold.arrived(cycle * seconds + comes)
+    return hold
+
+
+def test_callers_are_waited_for_that_come_back_and_no_others() -> None:
+    back = cycles(8, 0.010, 0.0029)  # 2.9 ms after an answer: before 0.3 of the 10 ms from one arrival to the next
+    back.delivered(0.080, 2)
+    assert math.isclose(back.until(1, 0, 0.010), 0.080 + 3 * 0.0029)
+    others = cycles(8, 0.010, 0.0031)
+    others.delivered(0.080, 2)
+    assert others.until(1, 0, 0.010) == -math.inf
+    assert others.until(1, 1, 0.010) > 0.080  # but one that is there, and gives more
 
 
 def test_the_peak_is_that_of_the_last_deliveries() -> None:
@@ -66,6 +85,6 @@ def test_the_peak_is_that_of_the_last_deliveries() -> None:
 
 
 @given(st.lists(st.floats(0, 10), min_size=2), st.integers(0, 100), st.integers(0, 100), st.floats(0, 1))
-def test_it_never_waits_for_more_than_its_gain(times: list[float], waiting: int, missing: int, fixed: float) -> None:
+def test_it_never_waits_for_more_than_its_gain(times: list[float], waiting: int, giving: int, fixed: float) -> None:
     times = sorted(times)
-    assert seen(*times).until(waiting, missing, fixed) <= times[-1] + 3 * missing * fixed / 2
+    assert seen(*times).until(waiting, giving, fixed) <= times[-1] + 3 * giving * fixed / 2
