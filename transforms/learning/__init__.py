@@ -1,10 +1,11 @@
 """Learning from a stream: learners, the feedback join, the serial loop, the model store. Pure, but for the store."""
 
 from contbatch.transforms.learning.learner import Arrays, Columns, Learner
+from contbatch.transforms.learning.manifest import Manifest, Restore
 from contbatch.transforms.learning.metrics import auc, log_loss, mean_log_loss
 from contbatch.transforms.learning.prequential import PrequentialConfig, PrequentialLoop, Version
 from contbatch.transforms.learning.sparse import SparseLearner
-from contbatch.transforms.learning.store import Manifest, ModelStore, StoreError
+from contbatch.transforms.learning.store import ModelStore, StoreError
 
 __all__ = [
     "Arrays",
@@ -14,6 +15,7 @@ __all__ = [
     "ModelStore",
     "PrequentialConfig",
     "PrequentialLoop",
+    "Restore",
     "SparseLearner",
     "StoreError",
     "Version",

@@ -4,52 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import safetensors
 import safetensors.numpy
 
 from contbatch.transforms.files import matching, read_bytes, replacing
 from contbatch.transforms.learning.learner import Arrays
+from contbatch.transforms.learning.manifest import NOTHING, Manifest, Restore, counts, folder_of, version_of
 
 
 class StoreError(Exception):
     """A version or snapshot is missing or is not what its digest says."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What is known of a published version. A version exists once its manifest does.
-
-    Attributes:
-        model: which model.
-        epoch: counts restores that branched off.
-        step: updates since the first weights; versions are ordered by (epoch, step).
-        parent: ``epoch.step`` of the version before, or ``None``.
-        digest: SHA-256 of the weights file.
-        examples: examples learned.
-        loss: progressive log loss over them.
-        time: event time up to which feedback is learned, microseconds since the epoch.
-        config: the learner and policy, in words.
-    """
-
-    model: str
-    epoch: int
-    step: int
-    parent: str | None
-    digest: str
-    examples: int
-    loss: float
-    time: int
-    config: dict[str, str]
-
-    @property
-    def version(self) -> str:
-        """``epoch.step``, as predictions carry it."""
-        return f"{self.epoch}.{self.step}"
 
 
 class ModelStore:
@@ -58,7 +27,9 @@ class ModelStore:
     Layout: ``models/model-NAME/EPOCH-STEP/{weights.safetensors,manifest.json}`` and
     ``snapshots/DIGEST.safetensors``. Files are written under a temporary name, then renamed; the manifest comes
     last. Writing the same version again leaves the same bytes, so a replayed bundle does no harm. A version with a
-    ``withdrawn.json`` beside its manifest counts as none; delete that file to have it back.
+    ``withdrawn.json`` beside its manifest counts as none; delete that file to have it back. So do versions after one
+    that was restored, by the files in ``models/model-NAME/restores/``: also those that a trainer, which does not know
+    of it yet, is still to write.
 
     Args:
         root: a folder on any filesystem that Beam knows.
@@ -78,15 +49,39 @@ class ModelStore:
         return manifest
 
     def versions(self, model: str = "") -> list[Manifest]:
-        """Return the manifests of a model that can be read and are not withdrawn, oldest first."""
+        """Return the manifests of a model that can be read and count, oldest first."""
         return list(self.newest(model))[::-1]
 
     def newest(self, model: str = "") -> Iterator[Manifest]:
         """Yield what :meth:`versions` returns, newest first; a manifest is read when it is asked for."""
         paths = set(matching(f"{self._model_folder(model)}/*/*.json"))
+        restores = _restores(paths)
+
+        def serves(path: str) -> bool:
+            folder, _, file = path.rpartition("/")
+            if file != "manifest.json" or f"{folder}/withdrawn.json" in paths:
+                return False
+            try:
+                return counts(version_of(folder.rpartition("/")[2]), restores)
+            except ValueError:
+                return False  # foreign
+
+        yield from self._manifests(filter(serves, paths))
+
+    def history(self, model: str = "") -> list[Manifest]:
+        """Return the manifests of all versions that can be read, oldest first, those that no longer count included."""
+        return list(self._manifests(matching(f"{self._model_folder(model)}/*/*.json")))[::-1]
+
+    def models(self) -> list[str]:
+        """Return the names of the models that have a version."""
+        found = matching(f"{self._root}/models/*/*/manifest.json")
+        return sorted({unquote(path.split("/")[-3].removeprefix("model-")) for path in found})
+
+    def _manifests(self, paths: Iterable[str]) -> Iterator[Manifest]:
+        """Yield what can be read, newest first."""
         for path in sorted(paths, reverse=True):
             folder = path.removesuffix("/manifest.json")
-            if folder == path or f"{folder}/withdrawn.json" in paths:
+            if folder == path:
                 continue
             try:
                 manifest = Manifest(**json.loads(read_bytes(path)))
@@ -95,6 +90,34 @@ class ModelStore:
                 continue  # torn or foreign: not a version
             if own:  # not a copy under another name
                 yield manifest
+
+    def restore(self, version: str, reason: str, model: str = "", ended: int | None = None) -> Restore:
+        """Let a version serve again; what was published after it no longer counts, and a trainer goes on from it.
+
+        Args:
+            version: ``epoch.step``, one that counts or not; :data:`~contbatch.transforms.learning.manifest.NOTHING`
+                for none.
+            reason: why; kept in the record.
+            model: which model.
+            ended: the last epoch that this ends; by default all that there are.
+
+        Raises:
+            StoreError: there is no such version.
+        """
+        known = self.history(model)
+        if version != NOTHING and version not in [manifest.version for manifest in known]:
+            raise StoreError(f"model {model!r} has no version {version!r} to restore; see history()")
+        if ended is None:
+            epochs = [manifest.epoch for manifest in known] + [restore.ended for restore in self.restores(model)]
+            ended = max(epochs, default=0) + 1
+        restore = Restore(ended, version)
+        with replacing(f"{self._model_folder(model)}/restores/{restore.name}.json") as file:
+            file.write(json.dumps({"reason": reason}).encode())
+        return restore
+
+    def restores(self, model: str = "") -> list[Restore]:
+        """Return all restores of a model, in their order."""
+        return _restores(matching(f"{self._model_folder(model)}/restores/*.json"))
 
     def withdraw(self, version: str, reason: str, model: str = "") -> None:
         """Roll a version back: from now on the one before it is the latest.
@@ -151,13 +174,25 @@ class ModelStore:
         return _arrays(self._snapshot(digest), digest)
 
     def _folder(self, manifest: Manifest) -> str:
-        return f"{self._model_folder(manifest.model)}/{manifest.epoch:06d}-{manifest.step:012d}"
+        return f"{self._model_folder(manifest.model)}/{folder_of(manifest.version)}"
 
     def _model_folder(self, model: str) -> str:
         return f"{self._root}/models/model-{quote(model, safe='')}"
 
     def _snapshot(self, digest: str) -> str:
         return f"{self._root}/snapshots/{digest}.safetensors"
+
+
+def _restores(paths: Iterable[str]) -> list[Restore]:
+    found = []
+    for path in paths:
+        folder, name = path.split("/")[-2:]
+        if folder == "restores":
+            try:
+                found.append(Restore.of(name.removesuffix(".json")))
+            except ValueError:
+                continue  # foreign
+    return sorted(found)
 
 
 def verified(path: str, digest: str) -> bytes:

@@ -148,3 +148,49 @@ def test_a_copy_of_a_folder_is_no_version(tmp_path: Path) -> None:
     shutil.copytree(folder, f"{folder}.bak")
     store.withdraw("0.2", "worse")
     assert store.versions() == []
+
+
+def versions(store: ModelStore) -> list[str]:
+    return [manifest.version for manifest in store.versions()]
+
+
+def test_after_a_restore_what_was_published_later_no_longer_counts(tmp_path: Path) -> None:
+    store = ModelStore(str(tmp_path))
+    for step in (1, 2, 3):
+        publish(store, step)
+    assert store.restore("0.2", "worse") == store.restores()[0]
+    assert versions(store) == ["0.1", "0.2"]
+    publish(store, 4)  # by a trainer that does not know of it
+    assert versions(store) == ["0.1", "0.2"]
+    publish(store, 4, epoch=store.restores()[0].ended + 1, parent="0.2")
+    assert versions(store) == ["0.1", "0.2", "2.4"]
+    assert [manifest.version for manifest in store.history()] == ["0.1", "0.2", "0.3", "0.4", "2.4"]
+
+
+def test_what_no_longer_counted_can_be_restored(tmp_path: Path) -> None:
+    store = ModelStore(str(tmp_path))
+    for step in (1, 2, 3):
+        publish(store, step)
+    store.restore("0.1", "worse")
+    store.restore("0.3", "it was the data")
+    assert versions(store) == ["0.1", "0.3"]
+    store.restore("0.1", "no, it was not")
+    assert versions(store) == ["0.1"]
+    assert [restore.ended for restore in store.restores()] == [1, 2, 3]
+
+
+def test_nothing_can_be_restored_and_only_what_there_is(tmp_path: Path) -> None:
+    store = ModelStore(str(tmp_path))
+    publish(store, 1)
+    store.restore("0.0", "all is wrong")
+    assert versions(store) == []
+    with pytest.raises(StoreError, match="no version '0.2' to restore"):
+        store.restore("0.2", "worse")
+
+
+def test_models_are_listed(tmp_path: Path) -> None:
+    store = ModelStore(str(tmp_path))
+    for model in ("", "a/b", "ä"):
+        publish(store, 1, model)
+    store.restore("0.1", "worse", "a/b")
+    assert store.models() == ["", "a/b", "ä"]
