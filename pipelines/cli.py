@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import NoReturn
 
+from contbatch.pipelines import models
 from contbatch.pipelines.errors import JobError, UsageError
 
 
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command is None:
             parser.print_help()
             return 0
-        return _personalize(args, flags, ours)
+        return models.run(args, flags) if args.command == "models" else _personalize(args, flags, ours)
     except (UsageError, JobError) as error:
         print(f"contbatch: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
@@ -61,8 +62,22 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     add = personalize.add_argument
     add("--out", default="out/personalize", help="folder for predictions, model versions and the summary")
     add("--data", help="folder of the ml-100k files (default: the installed recbole wheel)")
+    add(
+        "--form",
+        choices=("serial", "parallel"),
+        default="serial",
+        help="predict and learn in one transform, in event "
+        "time, or in two that meet in the model store, live from a replay at --rate",
+    )
+    add("--learner", choices=("sparse", "torch"), default="sparse", help="hashed ids in numpy, or a torch module")
+    add("--rate", type=float, default=2_000.0, help="of --form=parallel: events a second")
     add("--max_size", type=int, default=256, help="most requests in a micro-batch")
-    add("--max_delay", type=float, default=5.0, help="longest wait of a request, in seconds of event time")
+    add(
+        "--max_delay",
+        type=float,
+        default=5.0,
+        help="longest wait of a request, in seconds of event time (--form=serial)",
+    )
     add("--feedback_delay", type=float, default=5.0, help="seconds of event time from a request to its feedback")
     add("--ttl", type=float, default=86_400.0, help="seconds that requests and feedback wait for each other")
     add("--seed", type=int, default=0, help="decides the initial weights")
@@ -74,6 +89,8 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         help="share of the ratings after which the first version is kept as the frozen model",
     )
     add("--spread_ties", action="store_true", help="ratings of one second follow each other by a microsecond")
+    text = "look into a model store, and choose which version serves"
+    models.add_arguments(commands.add_parser("models", help=text, description=f"{text.capitalize()}."), _HelpFormatter)
     return parser, list(personalize._option_string_actions)
 
 
@@ -97,19 +114,23 @@ def _personalize(args: argparse.Namespace, flags: Sequence[str], ours: Sequence[
         options = pipeline_options(flags, ours)
         if not 0 <= args.freeze <= 1:
             raise UsageError(f"freeze is {args.freeze}; give a share, 0 to 1")
+        live = args.form == "parallel"
         try:
             folder = movielens.find_folder(args.data)
             ratings = movielens.count_ratings(folder)
             config = PersonalizeConfig(
                 out=args.out.rstrip("/") or "/",
                 data=folder,
-                policy=BatchPolicy(max_size=args.max_size, max_delay=args.max_delay),
+                policy=BatchPolicy(args.max_size) if live else BatchPolicy(args.max_size, args.max_delay),
                 feedback_delay=args.feedback_delay,
                 ttl=args.ttl,
                 seed=args.seed,
                 publish_every=args.publish_every,
                 freeze_after=round(args.freeze * ratings),
                 spread_ties=args.spread_ties,
+                form=args.form,
+                learner=args.learner,
+                rate=args.rate,
             )
         except (ValueError, OSError) as error:
             raise UsageError(str(error)) from error

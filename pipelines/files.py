@@ -29,7 +29,7 @@ _AVRO = {str: "string", float: "double", int: "long", bytes: "bytes"}
 class WriteRecords(beam.PTransform):
     """Writes named tuples into one Avro file, sorted, so that equal records make equal files.
 
-    Bounded input only, of a size that one worker sorts in memory. Without a record there is no file.
+    Input that comes to an end, of a size that one worker sorts in memory. Without a record there is no file.
 
     Args:
         path: the file, on any Beam filesystem.
@@ -79,7 +79,11 @@ class _PackFn(beam.DoFn):
 
 
 class _WriteFn(beam.DoFn):
-    """Gathers the chunks in state, as Flink groups no more in one key than its sort buffer holds, some megabytes."""
+    """Gathers the chunks in state, as Flink groups no more in one key than its sort buffer holds, some megabytes.
+
+    They stay there: what other timers put out at the end of time may come after the first firing, and the file is
+    written again.
+    """
 
     CHUNKS = BagStateSpec("chunks", BytesCoder())
     LAST = TimerSpec("last", TimeDomain.WATERMARK)
@@ -104,7 +108,6 @@ class _WriteFn(beam.DoFn):
         rows.sort(key=itemgetter(*self._order))
         with replacing(self._path) as file:
             _write_avro(file, self._schema, rows, "deflate")
-        chunks.clear()
         yield self._path
 
 
@@ -163,20 +166,50 @@ def read_records(path: str) -> Iterator[dict[str, Any]]:
         yield from fastavro.reader(file)
 
 
-class WriteJson(beam.PTransform):
-    """Writes each element, one in all, as a JSON file."""
+class WriteCounts(beam.PTransform):
+    """Adds up pairs of a name and a count, and writes the sums as a JSON object when the input has come to its end.
+
+    Args:
+        path: the file, on any Beam filesystem.
+    """
 
     def __init__(self, path: str) -> None:
         super().__init__()
         self._path = path
 
-    def expand(self, values: beam.PCollection[Any]) -> beam.PCollection[str]:
-        """Write the value; returns the path."""
-        return values | beam.Map(self._write).with_output_types(str)
+    def expand(self, counts: beam.PCollection[tuple[str, int]]) -> beam.PCollection[str]:
+        """Gather the counts and write the sums; returns the path."""
+        return (
+            counts
+            | "Pack" >> beam.Map(lambda count: (0, json.dumps(count).encode())).with_output_types(tuple[int, bytes])
+            | "Part" >> beam.Reshuffle()  # as above
+            | "Write" >> beam.ParDo(_WriteCountsFn(self._path)).with_output_types(str)
+        )
 
-    def _write(self, value: Any) -> str:
-        write_text(self._path, json.dumps(value, indent=2, sort_keys=True))
-        return self._path
+
+class _WriteCountsFn(beam.DoFn):
+    COUNTS = BagStateSpec("counts", BytesCoder())
+    LAST = TimerSpec("last", TimeDomain.WATERMARK)
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def process(
+        self,
+        element: tuple[int, bytes],
+        counts: Any = beam.DoFn.StateParam(COUNTS),
+        last: Any = beam.DoFn.TimerParam(LAST),
+    ) -> None:
+        counts.add(element[1])
+        last.set(END)
+
+    @on_timer(LAST)
+    def on_last(self, counts: Any = beam.DoFn.StateParam(COUNTS)) -> Iterator[str]:
+        sums: Counter[str] = Counter()
+        for name, count in map(json.loads, counts.read()):
+            sums[name] += count
+        write_text(self._path, json.dumps(sums, indent=2, sort_keys=True))
+        yield self._path
 
 
 def write_text(path: str, text: str) -> None:

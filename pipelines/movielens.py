@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from contbatch.transforms.codecs import AvroCodec
 from contbatch.transforms.events import MICROS, Event, Kind
-from contbatch.transforms.learning import SparseLearner
+from contbatch.transforms.learning import Learner, SparseLearner
 
 RATINGS = "ml-100k.inter"
 USERS = "ml-100k.user"
@@ -91,9 +91,13 @@ def count_ratings(folder: Path) -> int:
         return max(sum(1 for _ in lines) - 1, 0)
 
 
-def learner(seed: int = 0) -> SparseLearner:
-    """Return the main job's model."""
-    return SparseLearner(FIELDS, INTERACTIONS, seed=seed)
+def learner(seed: int = 0, kind: str = "sparse") -> Learner[Any]:
+    """Return the main job's model: hashed ids in numpy, or a torch module."""
+    if kind == "sparse":
+        return SparseLearner(FIELDS, INTERACTIONS, seed=seed)
+    from contbatch.transforms.learning.two_tower import two_tower
+
+    return two_tower(FIELDS, INTERACTIONS, seed=seed)
 
 
 def read_ratings(folder: Path) -> Iterator[Rating | BadLine]:

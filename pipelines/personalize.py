@@ -8,8 +8,9 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 from apache_beam.io.filesystems import FileSystems
@@ -18,16 +19,21 @@ from apache_beam.runners.runner import PipelineState
 
 from contbatch.pipelines import movielens
 from contbatch.pipelines.errors import JobError, UsageError
-from contbatch.pipelines.files import Tally, WriteJson, WriteRecords, write_text
+from contbatch.pipelines.files import Tally, WriteCounts, WriteRecords, write_text
+from contbatch.pipelines.infer import infer
+from contbatch.pipelines.train import train
 from contbatch.transforms import (
     BatchPolicy,
     Event,
     Failed,
+    GatePolicy,
     Kind,
     Learned,
     Prediction,
     PredictThenLearn,
+    Published,
 )
+from contbatch.transforms.io.replay import PacedReplay, PacedScript
 from contbatch.transforms.learning.join import Refusal
 from contbatch.transforms.ledger import name_in, name_out
 
@@ -54,6 +60,11 @@ class PersonalizeConfig:
         publish_every: examples between published model versions.
         freeze_after: the first version with so many examples is the frozen model of the summary.
         spread_ties: whether the ratings of one second follow each other by a microsecond.
+        form: ``serial`` predicts and learns in one transform, in event time; ``parallel`` in two that meet in the
+            model store, live from a paced replay.
+        learner: ``sparse`` or ``torch``.
+        rate: of the parallel form, events a second.
+        gate: keeps bad updates from serving.
     """
 
     out: str
@@ -65,14 +76,52 @@ class PersonalizeConfig:
     publish_every: int
     freeze_after: int
     spread_ties: bool
+    form: str = "serial"
+    learner: str = "sparse"
+    rate: float = 2_000.0
+    gate: GatePolicy | None = None
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.feedback_delay) and self.feedback_delay >= 0):
             raise ValueError(f"feedback_delay is {self.feedback_delay}; give a finite number of seconds, 0 or more")
 
 
+class _Branches(NamedTuple):
+    """What a form puts out."""
+
+    events: beam.PCollection[Event]
+    bad: beam.PCollection[Failed]
+    predictions: beam.PCollection[Prediction]
+    learned: beam.PCollection[Learned]
+    failed: beam.PCollection[Failed]
+    published: beam.PCollection[Published]
+
+
 def build(pipeline: beam.Pipeline, config: PersonalizeConfig) -> None:
     """Add the job's steps to a pipeline."""
+    done = (_parallel if config.form == "parallel" else _serial)(pipeline, config)
+    failed = (done.bad, done.failed) | "All failed" >> beam.Flatten()
+    outputs: list[tuple[str, beam.PCollection[Any], type[Any], tuple[str, ...]]] = [
+        (PREDICTIONS, done.predictions, Prediction, ("model", "time", "request_time", "request_id")),
+        (LEARNED, done.learned, Learned, ("model", "time", "request_id")),
+        (FAILED, failed, Failed, ("model", "time", "kind", "row", "status", "payload")),
+    ]
+    for name, records, record, order in outputs:
+        records | f"Write {name}" >> WriteRecords(FileSystems.join(config.out, name), record, order)
+    fates = (
+        ("Requests and feedback", done.events, name_in),
+        ("Bad lines", done.bad, name_in),
+        ("Predicted", done.predictions, name_out),
+        ("Learned", done.learned, name_out),
+        ("Failed", failed, name_out),
+        ("Versions", done.published, name_out),
+    )
+    counts = [records | f"{label}: count" >> Tally(name) for label, records, name in fates]
+    counts | "All counts" >> beam.Flatten() | "Ledger" >> WriteCounts(FileSystems.join(config.out, LEDGER))
+
+
+def _serial(pipeline: beam.Pipeline, config: PersonalizeConfig) -> _Branches:
+    """Predict and learn in one transform, in event time."""
     source = (
         pipeline
         | "MovieLens" >> beam.Create([str(config.data)])
@@ -82,38 +131,55 @@ def build(pipeline: beam.Pipeline, config: PersonalizeConfig) -> None:
         .with_outputs("failed", main="events")
     )
     done = source.events | "PredictThenLearn" >> PredictThenLearn(
-        movielens.learner(config.seed),
+        movielens.learner(config.seed, config.learner),
         config.policy,
         FileSystems.join(config.out, STORE),
         requests=movielens.REQUESTS,
         feedback=movielens.FEEDBACK,
+        gate=config.gate,
         ttl=config.ttl,
         publish_every=config.publish_every,
     )
-    failed = (source.failed, done.failed) | "All failed" >> beam.Flatten()
-    outputs: list[tuple[str, beam.PCollection[Any], type[Any], tuple[str, ...]]] = [
-        (PREDICTIONS, done.predictions, Prediction, ("model", "time", "request_time", "request_id")),
-        (LEARNED, done.learned, Learned, ("model", "time", "request_id")),
-        (FAILED, failed, Failed, ("model", "time", "kind", "row", "status", "payload")),
-    ]
-    for name, records, record, order in outputs:
-        records | f"Write {name}" >> WriteRecords(FileSystems.join(config.out, name), record, order)
-    fates = (
-        ("Requests and feedback", source.events, name_in),
-        ("Bad lines", source.failed, name_in),
-        ("Predicted", done.predictions, name_out),
-        ("Learned", done.learned, name_out),
-        ("Failed", failed, name_out),
-        ("Versions", done.published, name_out),
+    return _Branches(source.events, source.failed, done.predictions, done.learned, done.failed, done.published)
+
+
+def _parallel(pipeline: beam.Pipeline, config: PersonalizeConfig) -> _Branches:
+    """Predict and learn in two transforms that meet in the model store, live."""
+    reader = _ReadFn(config.feedback_delay, config.spread_ties)
+    found = list(reader.process(str(config.data)))
+    given = [item for item in found if isinstance(item, Event)]
+    bad = [item.value for item in found if not isinstance(item, Event)]
+    local = pipeline.options.view_as(StandardOptions).runner in (None, "DirectRunner")
+    read = partial(_events, str(config.data), config.feedback_delay, config.spread_ties)
+    source = PacedScript(given, config.rate) if local else PacedReplay(read, len(given), config.rate)
+    events = pipeline | "Replay" >> source
+    learner, store = movielens.learner(config.seed, config.learner), FileSystems.join(config.out, STORE)
+    requests = events | "Requests" >> beam.Filter(_is_request)
+    inferred = infer(requests, learner, store, codec=movielens.REQUESTS, policy=config.policy)
+    trained = train(
+        events,
+        learner,
+        store,
+        requests=movielens.REQUESTS,
+        feedback=movielens.FEEDBACK,
+        gate=config.gate,
+        ttl=config.ttl,
+        publish_every=config.publish_every,
     )
-    counts = [records | f"{label}: count" >> Tally(name) for label, records, name in fates]
-    (
-        counts
-        | "All counts" >> beam.Flatten()
-        | "Sum" >> beam.CombinePerKey(sum)
-        | "Ledger" >> beam.combiners.ToDict()
-        | "Write ledger" >> WriteJson(FileSystems.join(config.out, LEDGER))
-    )
+    failed = (inferred.failed, trained.failed) | "Neither" >> beam.Flatten()
+    unread = pipeline | "Bad lines" >> beam.Create(bad).with_output_types(Failed)
+    return _Branches(events, unread, inferred.predictions, trained.learned, failed, trained.published)
+
+
+def _is_request(event: Event) -> bool:
+    return event.kind is Kind.REQUEST
+
+
+def _events(folder: str, feedback_delay: float, spread_ties: bool) -> Iterator[Event]:
+    """Yield what can be read of the ratings."""
+    for item in movielens.read_events(Path(folder), feedback_delay, spread_ties):
+        if isinstance(item, Event):
+            yield item
 
 
 def run(config: PersonalizeConfig, options: PipelineOptions) -> float:
@@ -126,6 +192,7 @@ def run(config: PersonalizeConfig, options: PipelineOptions) -> float:
     _clear(config.out)
     started = time.monotonic()
     try:
+        options.view_as(StandardOptions).streaming |= config.form == "parallel"
         pipeline = beam.Pipeline(options=options)
         build(pipeline, config)
     except ValueError as error:

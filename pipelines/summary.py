@@ -20,6 +20,7 @@ from contbatch.pipelines.personalize import LEARNED, LEDGER, PREDICTIONS, STORE,
 from contbatch.transforms.events import MICROS
 from contbatch.transforms.files import read_bytes
 from contbatch.transforms.learning import Arrays, ModelStore, auc, mean_log_loss
+from contbatch.transforms.learning.manifest import ordered
 from contbatch.transforms.ledger import FEEDBACK_FATES, REQUEST_FATES, violations
 
 Columns = dict[str, NDArray[Any]]
@@ -33,7 +34,7 @@ def summarise(config: PersonalizeConfig, runner: str, seconds: float) -> dict[st
     """
     ledger: Counter[str] = Counter(json.loads(read_bytes(FileSystems.join(config.out, LEDGER))))
     predictions = _read(FileSystems.join(config.out, PREDICTIONS), _PREDICTION_COLUMNS)
-    learned = _read(FileSystems.join(config.out, LEARNED), _LEARNED_COLUMNS)
+    learned = _served(_read(FileSystems.join(config.out, LEARNED), _LEARNED_COLUMNS), predictions)
     summary = {
         **{name: ledger[name] for name in ("requests", *REQUEST_FATES, "feedback", *FEEDBACK_FATES, "versions")},
         **_batches(predictions),
@@ -41,6 +42,8 @@ def summarise(config: PersonalizeConfig, runner: str, seconds: float) -> dict[st
         **_freshness(predictions, learned),
         "seconds": round(seconds, 1),
         "runner": runner,
+        "form": config.form,
+        "learner": config.learner,
         "seed": config.seed,
         "max_size": config.policy.max_size,
         "max_delay_s": config.policy.max_delay,
@@ -66,12 +69,7 @@ def show(summary: dict[str, Any], out: str, console: Console) -> None:
             events.add_row(f"  {fate}", f"{summary[fate]:,}")
     console.print(events)
 
-    batches = Table("batch size", "batches", "", title=_batch_title(summary), title_justify="left")
-    batches.columns[1].justify = "right"
-    most = max(summary["batch_sizes"].values(), default=1)
-    for size, count in summary["batch_sizes"].items():
-        batches.add_row(size, f"{count:,}", "█" * max(1, round(40 * count / most)))
-    console.print(batches)
+    console.print(_bars(_batch_title(summary), "batch size", "batches", summary["batch_sizes"]))
 
     scores = Table("model", "labels", "log loss", "AUC", title="Progressive scores", title_justify="left")
     for column in scores.columns[1:]:
@@ -81,14 +79,26 @@ def show(summary: dict[str, Any], out: str, console: Console) -> None:
         scores.add_row(label, f"{count:,}", _number(loss, 4), _number(area, 4))
     console.print(scores)
 
+    digits = 3 if summary["form"] == "parallel" else 1
+    clock = "" if summary["form"] == "parallel" else " of event time (lulls between requests included)"
+    p50, p99 = (_number(summary[f"freshness_p{share}_s"], digits) for share in (50, 99))
+    title = f"Label to first prediction that knows it: p50 {p50} s, p99 {p99} s{clock}"
+    console.print(_bars(title, "freshness", "labels", summary["freshness"]))
     console.print(
-        f"Label to first prediction that knows it: p50 {_number(summary['freshness_p50_s'], 1)} s, "
-        f"p99 {_number(summary['freshness_p99_s'], 1)} s of event time (lulls between requests included)\n"
         f"{summary['versions']} model versions, {summary['seconds']} s on {summary['runner']}; "
         f"predictions, models and summary.json are in {out}",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _bars(title: str, what: str, how_many: str, counts: dict[str, int]) -> Table:
+    table = Table(what, how_many, "", title=title, title_justify="left")
+    table.columns[1].justify = "right"
+    most = max(counts.values(), default=0) or 1
+    for name, count in counts.items():
+        table.add_row(name, f"{count:,}", "█" * (count and max(1, round(40 * count / most))))
+    return table
 
 
 _SCORE_ROWS = (
@@ -97,20 +107,32 @@ _SCORE_ROWS = (
     ("frozen, after the freeze", "frozen_"),
 )
 
-_PREDICTION_COLUMNS = ("time", "version", "batch_size", "reason")
-_LEARNED_COLUMNS = ("request_id", "time", "version", "served_by", "label", "score")
+_PREDICTION_COLUMNS = ("request_id", "score", "time", "version", "batch_size", "reason")
+_LEARNED_COLUMNS = ("request_id", "time", "version", "label")
 
 
 def _read(path: str, names: tuple[str, ...]) -> Columns:
-    """Return columns of an Avro file, a version as its step; empty ones when there is no file."""
+    """Return columns of an Avro file, a version as a number that sorts; empty ones when there is no file."""
     columns: dict[str, list[Any]] = {name: [] for name in names}
     for record in read_records(path):
         for name, column in columns.items():
             column.append(record[name])
-    for name in ("version", "served_by"):
-        if name in columns:
-            columns[name] = [int(version.split(".")[1]) for version in columns[name]]
+    columns["version"] = [_number_of(version) for version in columns["version"]]
     return {name: np.array(column) for name, column in columns.items()}
+
+
+def _number_of(version: str) -> int:
+    epoch, step = ordered(version)
+    return epoch * 1_000_000_000 + step
+
+
+def _served(learned: Columns, predictions: Columns) -> Columns:
+    """Add to what was learned the score that had been given, and the version that had given it."""
+    given = zip(predictions["score"].tolist(), predictions["version"].tolist(), strict=True)
+    answers = dict(zip(predictions["request_id"].tolist(), given, strict=True))
+    found = [answers.get(name, (np.nan, -1)) for name in learned["request_id"].tolist()]
+    scores, versions = np.array(found).reshape(-1, 2).T
+    return learned | {"score": scores, "served_by": versions}
 
 
 def _batches(predictions: Columns) -> dict[str, Any]:
@@ -136,7 +158,7 @@ def _scores(learned: Columns, config: PersonalizeConfig) -> dict[str, Any]:
     scores = _score("", learned["score"], learned["label"])
     store = ModelStore(FileSystems.join(config.out, STORE))
     frozen = next((m for m in store.versions() if m.examples >= config.freeze_after), None)
-    after = learned["served_by"] >= (frozen.step if frozen else np.inf)
+    after = learned["served_by"] >= (_number_of(frozen.version) if frozen else np.inf)
     labels = learned["label"][after]
     given = np.zeros(0) if frozen is None else _rescore(store.read(frozen), learned["request_id"][after], config)
     return {
@@ -158,7 +180,7 @@ def _score(prefix: str, scores: NDArray[Any], labels: NDArray[Any]) -> dict[str,
 
 def _rescore(arrays: Arrays, request_ids: NDArray[Any], config: PersonalizeConfig) -> NDArray[np.float64]:
     """Return what a version would have answered to these requests."""
-    learner = movielens.learner(config.seed)
+    learner = movielens.learner(config.seed, config.learner)
     state = learner.load(arrays)
     ratings = (item for item in movielens.read_ratings(config.data) if isinstance(item, movielens.Rating))
     requests = {rating.request["request_id"]: rating.request for rating in ratings}
@@ -166,16 +188,25 @@ def _rescore(arrays: Arrays, request_ids: NDArray[Any], config: PersonalizeConfi
     return learner.predict(state, columns)
 
 
-def _freshness(predictions: Columns, learned: Columns) -> dict[str, float | None]:
-    """Return percentiles of the event time from a label to the first prediction by weights that know it."""
-    order = np.argsort(predictions["version"], kind="stable")
+def _freshness(predictions: Columns, learned: Columns) -> dict[str, Any]:
+    """Describe the time from a label to the first prediction by weights that know it: its percentiles, and how many."""
+    order = np.lexsort((predictions["time"], predictions["version"]))
+    earliest = np.minimum.accumulate(predictions["time"][order][::-1])[::-1]
     first = np.searchsorted(predictions["version"][order], learned["version"])
     known = first < len(order)
-    waits = (predictions["time"][order][first[known]] - learned["time"][known]) / MICROS
-    return {
+    waits = (earliest[first[known]] - learned["time"][known]) / MICROS
+    counts = np.histogram(waits, [-np.inf, *_FRESHNESS, np.inf])[0].tolist()
+    percentiles = {
         f"freshness_p{share}_s": _finite(float(np.percentile(waits, share))) if len(waits) else None
         for share in (50, 99)
     }
+    edges = [*(f"<= {edge:g} s" for edge in _FRESHNESS), f"> {_FRESHNESS[-1]:g} s"]
+    histogram = {edge: count for edge, count in zip(edges, counts, strict=True) if count}
+    return percentiles | {"freshness": histogram | {"never": int(np.sum(~known))}}
+
+
+_FRESHNESS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
+"""Upper edges of the freshness histogram, in seconds."""
 
 
 def _finite(value: float) -> float | None:
@@ -187,6 +218,6 @@ def _number(value: float | None, digits: int) -> str:
 
 
 def _batch_title(summary: dict[str, Any]) -> str:
-    reasons = ", ".join(f"{count:,} by {reason}" for reason, count in summary["reasons"].items()) or "-"
+    reasons = ", ".join(f"{count:,} by {reason}" for reason, count in summary["reasons"].items() if reason)
     mean = _number(summary["mean_batch"], 2)
-    return f"{summary['batches']:,} micro-batches, mean size {mean}, released {reasons}"
+    return f"{summary['batches']:,} micro-batches, mean size {mean}" + (f", released {reasons}" if reasons else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from contbatch.transforms import AvroCodec, BatchPolicy, Event, Kind, PredictThenLearn, SparseLearner
+from contbatch.transforms import AvroCodec, BatchPolicy, Event, Kind, OnlineUpdate, PredictThenLearn, SparseLearner
 from contbatch.transforms.events import MICROS
 
 
@@ -45,7 +45,19 @@ class Small:
         return events
 
     def transform(self, store: Any, **settings: Any) -> PredictThenLearn:
-        learner = SparseLearner(("user", "item"), interactions=((("user",), ("item",)),), bits=6, factors=2)
-        given = {"policy": BatchPolicy(max_size=4, max_delay=0.5), "ttl": 60.0, "publish_every": 20, **settings}
-        policy = given.pop("policy")
-        return PredictThenLearn(learner, policy, str(store), requests=self.requests, feedback=self.feedback, **given)
+        return PredictThenLearn(**self._arguments(store, settings))
+
+    def trainer(self, store: Any, **settings: Any) -> OnlineUpdate:
+        return OnlineUpdate(**self._arguments(store, settings))
+
+    def _arguments(self, store: Any, settings: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "learner": SparseLearner(("user", "item"), interactions=((("user",), ("item",)),), bits=6, factors=2),
+            "policy": BatchPolicy(max_size=4, max_delay=0.5),
+            "store": str(store),
+            "requests": self.requests,
+            "feedback": self.feedback,
+            "ttl": 60.0,
+            "publish_every": 20,
+            **settings,
+        }

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from contbatch.transforms.infer import FailedElement as FailedElement
     from contbatch.transforms.infer import ShedElement as ShedElement
     from contbatch.transforms.inference import ContinuousInference as ContinuousInference
+    from contbatch.transforms.learning import GatePolicy as GatePolicy
     from contbatch.transforms.learning import Learner as Learner
     from contbatch.transforms.learning import ModelStore as ModelStore
     from contbatch.transforms.learning import SparseLearner as SparseLearner
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from contbatch.transforms.records import Learned as Learned
     from contbatch.transforms.records import Prediction as Prediction
     from contbatch.transforms.records import Published as Published
+    from contbatch.transforms.update import OnlineUpdate as OnlineUpdate
     from contbatch.transforms.update import PredictThenLearn as PredictThenLearn
 
 _HOME = {
@@ -46,11 +48,13 @@ _HOME = {
     "Failed": "records",
     "FailedElement": "infer",
     "FileVersions": "engine.versions",
+    "GatePolicy": "learning",
     "Kind": "events",
     "Learned": "records",
     "Learner": "learning",
     "MicroBatch": "microbatch",
     "ModelStore": "learning",
+    "OnlineUpdate": "update",
     "Overflow": "batching",
     "PredictThenLearn": "update",
     "Prediction": "records",

@@ -5,20 +5,25 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import pytest
 from apache_beam.options.pipeline_options import DebugOptions, PipelineOptions
+from apache_beam.pvalue import TaggedOutput
 from apache_beam.testing.test_stream import TestStream
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
-from contbatch.transforms import BatchPolicy, Event, Failed, ModelStore, Prediction, Published
+from contbatch.transforms import BatchPolicy, Event, Failed, Learned, ModelStore, Prediction, Published
 from contbatch.transforms.coders import EventCoder
-from contbatch.transforms.events import END_OF_TIME
+from contbatch.transforms.events import END_OF_TIME, MICROS, pack
+from contbatch.transforms.keyed_state import Bag, Cell, KeyedState, Timer
 from contbatch.transforms.learning import PrequentialLoop, Version
+from contbatch.transforms.loop import ArrivalFn, EventTimeFn, _Head
 from contbatch.transforms.testing import ManualClock, Sink, assert_conserved, stepwise
 
 OUTPUTS = ("predictions", "learned", "failed", "published")
@@ -212,3 +217,96 @@ def test_the_transform_itself_keeps_prism_from_splitting_its_bundles(small: Any,
 def test_settings_outside_their_range_are_refused(small: Any, tmp_path: Path, name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value!r}; give a finite number of"):
         small.transform(tmp_path, **{name: value})
+
+
+def learn(
+    source: beam.PTransform, small: Any, store: Path, live: bool = False, **settings: Any
+) -> dict[str, list[Any]]:
+    """Run the trainer alone; returns its versions, what it learned, and what it did not."""
+    sinks = {name: Sink() for name in ("published", "learned", "failed")}
+    with beam.Pipeline(options=PipelineOptions([], streaming=live)) as pipeline:
+        published = pipeline | source | small.trainer(store, **settings)
+        for name, part in (("published", published), ("learned", published.learned), ("failed", published.failed)):
+            _ = part | name >> sinks[name]
+    return {name: sink.elements for name, sink in sinks.items()}
+
+
+def test_a_trainer_learns_what_predict_then_learn_learns(small: Any, tmp_path: Path) -> None:
+    events = small.events()
+    both = run(beam.Create(events), small.transform(tmp_path / "both"))
+    shuffled = random.Random(3).sample(events, len(events))
+    trained = learn(beam.Create(shuffled), small, tmp_path / "trainer")
+    assert as_text([*trained["published"], *trained["learned"]]) == as_text(
+        [one for one in both if isinstance(one, Published | Learned)]
+    )
+    assert trained["failed"] == []
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_in_order_of_arrival_every_label_counts_once_and_none_is_late(small: Any, tmp_path: Path, live: bool) -> None:
+    events = small.events(40)
+    twice = [small.label(row, 20.0) for row in range(0, 40, 8)]
+    junk = [events[6]._replace(payload=b"\xff", row=900), events[7]._replace(payload=b"", row=901)]
+    mixed = random.Random(4).sample([*events, *twice, *junk], len(events) + 7)
+    source = stepwise(mixed, 0.5) if live else beam.Create(mixed)
+    done = learn(source, small, tmp_path / "store", live, deterministic=False, policy=BatchPolicy(4, 0.0))
+    assert len({one.request_id for one in done["learned"]}) == len(done["learned"]) == 40
+    assert Counter(one.status for one in done["failed"]) == {"duplicate": 5, "refused": 1}
+    assert max(one.examples for one in done["published"]) == 40
+
+
+def keyed() -> KeyedState:
+    return KeyedState(buffer=Bag(), log=Bag(), head_cell=Cell(), due=Timer(), last=Timer())
+
+
+def advance(state: KeyedState, fn: EventTimeFn, events: list[Event], upto: float) -> list[Any]:
+    """One bundle with the events, and one with the firing of the timer at so many seconds; returns the values."""
+    if not hasattr(fn, "_journal"):
+        fn.setup()
+    at = Timestamp(events[0].time / MICROS)
+    outputs = state.bundle(fn, partial(fn.process, ("", pack(events)), at))
+    outputs += state.bundle(fn, lambda last, **parts: fn.on_due("", Timestamp(upto), **parts))
+    return [(one.value if isinstance(one, TaggedOutput) else one).value for one in outputs]
+
+
+def test_in_order_of_arrival_what_comes_after_later_events_is_learned(small: Any, tmp_path: Path) -> None:
+    events = small.events(20)
+    fn = ArrivalFn(small.trainer(tmp_path, deterministic=False)._loop._settings, bounded=False)
+    fn.setup()
+    state, outputs = keyed(), []
+    for part in (events[20:], events[:20]):
+        call = partial(fn.process, ("", pack(part)), Timestamp(0))
+        outputs += state.bundle(fn, lambda buffer, call=call, **parts: call(**parts))
+    values = [one.value.value for one in outputs if isinstance(one, TaggedOutput)]
+    assert sum(isinstance(one, Learned) for one in values) == 20
+    assert not any(isinstance(one, Failed) for one in values)
+
+
+def test_what_an_operator_restores_is_where_learning_goes_on(small: Any, tmp_path: Path) -> None:
+    """The first half is learned; then its first version is restored; then the second half is learned."""
+    events, store, clock = small.events(90), ModelStore(str(tmp_path / "store")), ManualClock()
+    middle = events[90].time
+    settings = small.transform(tmp_path / "store", clock=clock)._settings
+    state, fn = keyed(), EventTimeFn(settings, bounded=False)
+    first = advance(state, fn, [event for event in events if event.time < middle], middle / MICROS)
+    chosen, *_ = [one.version for one in first if isinstance(one, Published)]
+    assert len(store.versions()) == 2
+    store.restore(chosen, "worse since")
+    clock.advance(1.0)
+    second = advance(state, fn, [event for event in events if event.time >= middle], 1e6)
+    restored, *later = [one.version for one in second if isinstance(one, Published)]
+    manifests = {manifest.version: manifest for manifest in store.versions()}
+    assert manifests[restored].parent == chosen
+    assert manifests[restored].digest == manifests[chosen].digest
+    assert [manifests[version].parent for version in later] == [restored, *later[:-1]]
+    assert len(later) == 2
+
+    def digest(fn: EventTimeFn) -> dict[str, Any]:
+        position = _Head.load(state.parts["head_cell"].read()).position
+        return fn._journal.open("", position, state.parts["log"].read()).snapshot()
+
+    other = EventTimeFn(settings, bounded=False)
+    other.setup()
+    straight, replayed = digest(fn), digest(other)
+    assert (fn._journal.rebuilt, other._journal.rebuilt) == (0, 1)
+    assert all(np.array_equal(straight[name], replayed[name]) for name in straight | replayed)

@@ -1,21 +1,27 @@
 """Keeps a serial loop durable: ``(snapshot, log)`` in the runner's state, the loop itself only as a cache.
 
-A stretch of events that was processed is appended to a log; when the log is long, a snapshot in the model store
-takes its place. The hash chain over that pair says exactly what a loop must have seen, so any instance of a DoFn
-may serve any bundle (Prism gives one key to several), and a loop that a failed bundle advanced is noticed and
-rebuilt. Rejected: the weights in a state cell, which would be written whole at each firing.
+A stretch of events that was processed is appended to a log, and so is a restore that an operator asked for, so that
+no replay learns again what was undone. When the log is long, a snapshot in the model store takes its place. The hash
+chain over that pair says exactly what a loop must have seen, so any instance of a DoFn may serve any bundle (Prism
+gives one key to several), and a loop that a failed bundle advanced is noticed and rebuilt. Rejected: the weights in a
+state cell, which would be written whole at each firing.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from contbatch.transforms.events import END_OF_TIME, Event, pack, unpack
-from contbatch.transforms.learning.prequential import PrequentialConfig, PrequentialLoop
-from contbatch.transforms.learning.store import ModelStore
+from contbatch.transforms.learning.config import PrequentialConfig
+from contbatch.transforms.learning.lineage import Version
+from contbatch.transforms.learning.manifest import NOTHING, Restore
+from contbatch.transforms.learning.prequential import PrequentialLoop
+from contbatch.transforms.learning.store import ModelStore, StoreError
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,7 @@ class Position:
     Attributes:
         snapshot: digest of the loop's snapshot in the store, or "" for a new loop.
         chain: hash over the snapshot and the log since.
-        stretches: stretches in the log.
+        stretches: entries in the log.
         events: events in the log.
     """
 
@@ -35,20 +41,38 @@ class Position:
     events: int = 0
 
 
+_IDLE = 300.0
+"""Seconds after which a loop that nobody has opened is forgotten."""
+
+_CACHE: dict[tuple[str, str], tuple[float, str, PrequentialLoop[Any]]] = {}
+"""The loops at hand in this process, by transform and model. Not those of a DoFn instance: some runners make one for
+every bundle."""
+
+
 class Journal:
-    """The loops that one DoFn instance has at hand, by model.
+    """The loops of one transform in this process, by model.
 
     Args:
         config: of every loop.
         store: holds the snapshots.
         snapshot_every: events after which a snapshot replaces the log.
+        transform: names the transform; journals with the same name share their loops.
+        clock: seconds, for what is idle.
     """
 
-    def __init__(self, config: PrequentialConfig[Any], store: ModelStore, snapshot_every: int) -> None:
+    def __init__(
+        self,
+        config: PrequentialConfig[Any],
+        store: ModelStore,
+        snapshot_every: int,
+        transform: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._config = config
         self._store = store
         self._snapshot_every = snapshot_every
-        self._cache: dict[str, tuple[str, PrequentialLoop[Any]]] = {}
+        self._transform = transform or uuid.uuid4().hex
+        self._clock = clock
         self.rebuilt = 0
         """Loops that had to be brought up to date from state, because another instance had gone on with them."""
 
@@ -64,23 +88,52 @@ class Journal:
             StoreError: the snapshot is missing or damaged.
             RuntimeError: the log does not lead to the position.
         """
-        tag, cached = self._cache.pop(model, ("", None))
+        _, tag, cached = _CACHE.pop((self._transform, model), (0.0, "", None))
         if cached is not None and tag == position.chain:
             return cached
         loop = PrequentialLoop(self._config, model)
         if position.snapshot:
-            loop.restore(self._store.read_snapshot(position.snapshot))
+            loop.load(self._store.read_snapshot(position.snapshot))
         if position.chain:
             self.rebuilt += 1
         chain = position.snapshot
-        for stretch in sorted(log):
-            upto, events = _decode(stretch)
-            for _ in loop.advance(events, upto):
-                pass  # it was put out when the stretch was first processed
-            chain = _extend(chain, stretch)
+        for entry in sorted(log):
+            if entry[8:9] == _RESTORE:
+                self._restore(model, loop, Restore.of(entry[9:].decode()))
+            else:
+                upto, events = _decode(entry)
+                for _ in loop.advance(events, upto):
+                    pass  # it was put out when the stretch was first processed
+            chain = _extend(chain, entry)
         if chain != position.chain:
             raise RuntimeError(f"model {model!r}: the log in state does not lead to the state's own {position}")
         return loop
+
+    def restore(
+        self, model: str, position: Position, loop: PrequentialLoop[Any], restore: Restore
+    ) -> tuple[Position, bytes, Version]:
+        """Let a loop go on from another version.
+
+        Returns:
+            the new position, the entry to append to the log, and the version to publish.
+
+        Raises:
+            StoreError: there is no such version, or it is damaged.
+        """
+        version = self._restore(model, loop, restore)
+        entry = position.stretches.to_bytes(8, "big") + _RESTORE + restore.name.encode()
+        chain = _extend(position.chain, entry)
+        position = Position(position.snapshot, chain, position.stretches + 1, position.events)
+        self._keep(model, chain, loop)
+        return position, entry, version
+
+    def _restore(self, model: str, loop: PrequentialLoop[Any], restore: Restore) -> Version:
+        if restore.target == NOTHING:
+            return loop.restore(restore, None)
+        for manifest in self._store.history(model):
+            if manifest.version == restore.target:
+                return loop.restore(restore, self._store.read(manifest))
+        raise StoreError(f"model {model!r}: version {restore.target} is to be restored, and is not in the store")
 
     def record(
         self, model: str, position: Position, loop: PrequentialLoop[Any], events: Sequence[Event], upto: int
@@ -99,17 +152,28 @@ class Journal:
             stretch = _encode(position.stretches, upto, events)
             chain = _extend(position.chain, stretch)
             position = Position(position.snapshot, chain, position.stretches + 1, logged)
-        self._cache[model] = position.chain, loop
+        self._keep(model, position.chain, loop)
         return position, stretch
+
+    def _keep(self, model: str, chain: str, loop: PrequentialLoop[Any]) -> None:
+        now = self._clock()
+        for key, (used, _, _) in list(_CACHE.items()):
+            if now - used > _IDLE:
+                _CACHE.pop(key, None)
+        _CACHE[self._transform, model] = now, chain, loop
+
+
+_STRETCH, _RESTORE = b"E", b"R"
+"""What an entry of the log is, after its number."""
 
 
 def _encode(number: int, upto: int, events: Sequence[Event]) -> bytes:
     """Encode a stretch so that encoded stretches sort by their number."""
-    return number.to_bytes(8, "big") + upto.to_bytes(8, "big", signed=True) + pack(events)
+    return number.to_bytes(8, "big") + _STRETCH + upto.to_bytes(8, "big", signed=True) + pack(events)
 
 
 def _decode(stretch: bytes) -> tuple[int, list[Event]]:
-    return int.from_bytes(stretch[8:16], "big", signed=True), unpack(stretch[16:])
+    return int.from_bytes(stretch[9:17], "big", signed=True), unpack(stretch[17:])
 
 
 def _extend(chain: str, stretch: bytes) -> str:

@@ -16,85 +16,36 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from contbatch.transforms.batching import BatchFormer, BatchPolicy, Reason
-from contbatch.transforms.codecs import Codec
+from contbatch.transforms.batching import BatchFormer, Reason
 from contbatch.transforms.events import END_OF_TIME, MICROS, Event, Kind
+from contbatch.transforms.learning.config import Order, PrequentialConfig
+from contbatch.transforms.learning.gate import Gate
 from contbatch.transforms.learning.join import Join, Label, Refusal, Served, dump_event, load_event
-from contbatch.transforms.learning.learner import Arrays, Learner
-from contbatch.transforms.learning.metrics import log_loss
+from contbatch.transforms.learning.learner import Arrays
+from contbatch.transforms.learning.lineage import Lineage, Version
+from contbatch.transforms.learning.manifest import Restore
 from contbatch.transforms.records import Failed, Learned, Prediction
 
 State = TypeVar("State")
 
 
-@dataclass(frozen=True)
-class PrequentialConfig(Generic[State]):
-    """What a loop does; everything that changes is in the loop.
+class Restored(NamedTuple):
+    """The gate has put older weights in the place of those that served.
 
     Attributes:
-        learner: predicts and learns.
-        policy: bounds of the prediction micro-batches, in event time.
-        requests: codec of the requests; needs a field ``request_id`` and the learner's fields.
-        feedback: codec of the feedback; needs ``request_id`` and ``label``, and may have ``weight``.
-        ttl: how long a request waits for its label, and a label for its request, in seconds of event time.
-        publish_every: examples between published versions.
-
-    Raises:
-        ValueError: a codec lacks a field, or a number is outside its range.
+        restore: which version that is, and the epoch that it ends.
+        why: in words.
     """
 
-    learner: Learner[State]
-    policy: BatchPolicy
-    requests: Codec
-    feedback: Codec
-    ttl: float = 86_400.0
-    publish_every: int = 10_000
-
-    def __post_init__(self) -> None:
-        for name, codec, needed in (
-            ("requests", self.requests, ("request_id", *self.learner.fields)),
-            ("feedback", self.feedback, ("request_id", "label")),
-        ):
-            missing = [field for field in needed if field not in codec.fields]
-            if missing:
-                raise ValueError(f"the {name} codec has fields {codec.fields}; it also needs {missing}")
-        policy = self.policy
-        if policy != BatchPolicy(policy.max_size, policy.max_delay, time_domain=policy.time_domain):
-            raise ValueError(f"{policy} has more bounds than the serial loop knows; give max_size and max_delay alone")
-        if not (math.isfinite(self.ttl) and self.ttl >= self.policy.max_delay):
-            raise ValueError(f"ttl is {self.ttl} s; give at least the policy's max_delay, {self.policy.max_delay} s")
-        if self.publish_every < 1:
-            raise ValueError(f"publish_every is {self.publish_every}; give 1 example or more")
+    restore: Restore
+    why: str
 
 
-class Version(NamedTuple):
-    """Weights to publish.
-
-    Attributes:
-        epoch: counts restores that branched off.
-        step: updates since the first weights.
-        parent: ``epoch.step`` of the version published before, or ``None``.
-        arrays: the exported learner state.
-        examples: examples learned.
-        loss: progressive log loss of all examples learned, as predicted when they were served.
-        time: event time up to which feedback is learned.
-    """
-
-    epoch: int
-    step: int
-    parent: str | None
-    arrays: Arrays
-    examples: int
-    loss: float
-    time: int
-
-
-Output = Prediction | Learned | Failed | Version
+Output = Prediction | Learned | Failed | Version | Restored
 
 
 class PrequentialLoop(Generic[State]):
@@ -103,21 +54,27 @@ class PrequentialLoop(Generic[State]):
     Args:
         config: what to do.
         model: written on every output.
-        epoch: first half of the version; a restored job that branches off counts it up.
     """
 
-    def __init__(self, config: PrequentialConfig[State], model: str = "", epoch: int = 0) -> None:
+    def __init__(self, config: PrequentialConfig[State], model: str = "") -> None:
         self._config = config
         self._model = model
-        self._epoch = epoch
-        self._state = config.learner.init()
+        self._gate: Gate[State] = Gate(config.learner, config.gate)
+        self._lineage = Lineage()
         self._batch: BatchFormer[Event] = BatchFormer(config.policy)
         self._arrived: list[Event] = []
         self._join = Join(round(config.ttl * MICROS))
         self._frontier = -END_OF_TIME
-        self._step = self._examples = self._published_step = self._published_examples = 0
-        self._loss = 0.0
-        self._learned_to = 0
+
+    @property
+    def epoch(self) -> int:
+        """The first half of its versions; a restore begins another one."""
+        return self._lineage.epoch
+
+    @property
+    def state(self) -> State:
+        """The learner's state that serves."""
+        return self._gate.serving
 
     @property
     def frontier(self) -> int:
@@ -143,7 +100,7 @@ class PrequentialLoop(Generic[State]):
             predictions, learned and failed events, and versions to publish, in the order in which they happened.
         """
         for event in events:
-            if event.time < self._frontier:
+            if event.time < self._frontier and self._config.order is Order.EVENT_TIME:
                 yield self._late(event)
                 continue
             yield from self._pass(event.time, event.kind)
@@ -155,7 +112,7 @@ class PrequentialLoop(Generic[State]):
                 yield from self._close(event.time, Reason.SIZE)
         self._frontier = max(self._frontier, upto)
         yield from self._pass(upto, Kind.REQUEST)
-        if upto == END_OF_TIME and self._step > self._published_step:
+        if upto == END_OF_TIME and self._lineage.is_due(1, math.inf):
             yield self._version()
 
     def _pass(self, time: int, kind: Kind) -> Iterator[Output]:
@@ -180,8 +137,8 @@ class PrequentialLoop(Generic[State]):
         matched: list[Label] = []
         yield from self._expire(time)
         if kept:
-            learner, version = self._config.learner, f"{self._epoch}.{self._step}"
-            scores = learner.predict(self._state, columns).tolist()
+            version = self._lineage.name(self._gate.serving_step)
+            scores = self._config.learner.predict(self._gate.serving, columns).tolist()
             for request_id, position, score in zip(columns["request_id"], kept, scores, strict=True):
                 event = events[position]
                 served = Served(event.time, event.payload, score, version)
@@ -225,29 +182,44 @@ class PrequentialLoop(Generic[State]):
                 yield Label(events[position], request_id, float(value), float(weight))
 
     def _update(self, learnable: Sequence[tuple[Label, Served]], time: int) -> Iterator[Output]:
-        config = self._config
+        config, lineage = self._config, self._lineage
         columns = config.requests.decode([served.payload for _, served in learnable]).columns
         labels = np.array([label.value for label, _ in learnable])
         weights = np.array([label.weight for label, _ in learnable])
-        self._state = config.learner.step(self._state, columns, labels, weights)
-        self._step += 1
-        self._examples += len(learnable)
-        self._learned_to = time
-        version = f"{self._epoch}.{self._step}"
+        scores = np.array([served.score for _, served in learnable])
+        verdict = self._gate.learn(columns, labels, weights, scores)
+        served_by = [served.version for _, served in learnable]
+        lineage.learned(labels.tolist(), weights.tolist(), scores.tolist(), served_by, time)
+        version = lineage.name()
         for (event, request_id, value, weight), served in learnable:
-            self._loss += log_loss(served.score, value)
             yield Learned(
                 request_id, value, weight, served.score, served.version, version, served.time, event.time, self._model
             )
-        if self._examples - self._published_examples >= config.publish_every:
+        if verdict is not None:
+            lineage.judged(f"{verdict.action}: {verdict.why}")
+            if verdict.action == "rollback":
+                yield Restored(lineage.roll_back(verdict.step), verdict.why)
+            yield self._version()
+        elif (
+            lineage.is_due(config.publish_every, config.publish_seconds * MICROS)
+            and self._gate.serving_step == self._gate.step
+        ):
             yield self._version()
 
     def _version(self) -> Version:
-        parent = f"{self._epoch}.{self._published_step}" if self._published_step else None
-        self._published_step, self._published_examples = self._step, self._examples
-        arrays = self._config.learner.export(self._state)
-        loss = self._loss / self._examples
-        return Version(self._epoch, self._step, parent, arrays, self._examples, loss, self._learned_to)
+        return self._lineage.version(self._config.learner.export(self._gate.serving), self._gate.serving_step)
+
+    def restore(self, restore: Restore, arrays: Arrays | None) -> Version:
+        """Go on from another version, which an operator has chosen; returns it as the first of its epoch.
+
+        Args:
+            restore: the version.
+            arrays: its weights; ``None`` for those before all learning.
+        """
+        learner = self._config.learner
+        self._lineage.restore(restore)
+        self._gate.restore(learner.init() if arrays is None else learner.load(arrays), self._lineage.step)
+        return self._version()
 
     def _late(self, event: Event) -> Failed:
         why = f"arrived when everything up to event time {self._frontier / MICROS:.6f} s was already done"
@@ -262,42 +234,32 @@ class PrequentialLoop(Generic[State]):
         return Failed("feedback", status, why, request_id, event.time, event.row, event.payload, self._model)
 
     def snapshot(self) -> Arrays:
-        """Return all that :meth:`restore` needs to go on exactly from here."""
+        """Return all that :meth:`load` needs to go on exactly from here."""
         content = {
             "batch": [dump_event(event) for event in self._batch.elements],
             "arrived": [dump_event(event) for event in self._arrived],
             "join": self._join.dump(),
-            "numbers": {name: getattr(self, name) for name in _NUMBERS},
+            "lineage": self._lineage.dump(),
+            "frontier": self._frontier,
         }
-        arrays = {f"model/{name}": array for name, array in self._config.learner.export(self._state).items()}
+        arrays = {f"{_GATE}{name}": array for name, array in self._gate.export().items()}
         return arrays | {"loop": np.frombuffer(json.dumps(content).encode(), np.uint8)}
 
-    def restore(self, arrays: Arrays) -> None:
+    def load(self, arrays: Arrays) -> None:
         """Fill a fresh loop with what :meth:`snapshot` returned."""
         content = json.loads(arrays["loop"].tobytes())
         for event in map(load_event, content["batch"]):
             self._batch.add(event, event.time)
         self._arrived = [load_event(values) for values in content["arrived"]]
         self._join.load(content["join"])
-        for name, value in content["numbers"].items():
-            setattr(self, name, value)
-        prefix = "model/"
-        model = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-        self._state = self._config.learner.load(model)
+        self._lineage.load(content["lineage"])
+        self._frontier = content["frontier"]
+        self._gate.load({name.removeprefix(_GATE): array for name, array in arrays.items() if name.startswith(_GATE)})
 
+
+_GATE = "gate/"
 
 _WHY = {
     Refusal.DUPLICATE: "this request's label is already learned",
     Refusal.LATE: "later than the ttl after its request",
 }
-
-_NUMBERS = (
-    "_epoch",
-    "_examples",
-    "_frontier",
-    "_learned_to",
-    "_loss",
-    "_published_examples",
-    "_published_step",
-    "_step",
-)

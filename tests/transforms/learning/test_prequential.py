@@ -60,7 +60,7 @@ def run(
         if restore:
             snapshot = loop.snapshot()
             loop = PrequentialLoop(config)
-            loop.restore(snapshot)
+            loop.load(snapshot)
     return [comparable(output) for output in outputs]
 
 
@@ -125,9 +125,11 @@ def test_versions_descend_from_one_another_and_count_what_was_learned(events: li
     for position, version in enumerate(outputs):
         if isinstance(version, Version):
             known = of(Learned, outputs[:position])
-            assert (version.parent, version.examples) == (parent, len(known))
-            assert version.loss == pytest.approx(mean_log_loss([k.score for k in known], [k.label for k in known]))
-            examples, parent = version.examples, f"{version.epoch}.{version.step}"
+            assert (version.about["parent"], version.about["examples"]) == (parent, len(known))
+            assert version.about["loss"] == pytest.approx(
+                mean_log_loss([k.score for k in known], [k.label for k in known])
+            )
+            examples, parent = version.about["examples"], f"{version.about['epoch']}.{version.about['step']}"
     assert examples == len(learned)  # the last one knows everything
 
 
