@@ -4,48 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from typing import NamedTuple
-from zlib import crc32
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from contbatch.transforms.learning.chunks import Chunk, cut
+from contbatch.transforms.learning.coordinate import Ftrl, adagrad
+from contbatch.transforms.learning.hashing import BIAS, Floats, Tokens, encode, hash_values
+from contbatch.transforms.learning.initial import InitialFactors
 from contbatch.transforms.learning.learner import Arrays, Columns
 
-Floats = NDArray[np.float64]
-Ids = NDArray[np.int64]
-
-_BIAS = 0
+_MOST_CHUNK = 256  # a chunk's matrix grows with its square
+_TOGETHER = 1024  # rows encoded and sorted in one pass; their matrices stay in the cache
 
 
 class SparseState(NamedTuple):
-    """Per slot a linear weight (column 0) and a factor (the others), and the AdaGrad sum of squared gradients of each.
+    """What has been learned.
 
-    Both have shape ``(2**bits, 1 + factors)``.
+    Attributes:
+        weights: per slot a linear weight (column 0) and a factor (the others), shape ``(2**bits, 1 + factors)``.
+        squares: the sum of squared gradients of each, with its initial value.
+        z: FTRL's ``z`` per slot; empty without FTRL.
+        touched: which slots may differ from their initial values.
+        refused: rows not learned because their gradient was not finite, shape ().
     """
 
     weights: Floats
     squares: Floats
-
-
-class _Span(NamedTuple):
-    """Where a field's tokens are among those of all rows, and the share of its row that each has.
-
-    ``None`` for one token a row, in the order of the rows.
-    """
-
-    at: slice
-    shares: Floats | None
-
-
-class _Encoded(NamedTuple):
-    """Encoded rows: token j is slot ``slots[j]`` of row ``rows[j]``."""
-
-    size: int
-    slots: Ids
-    rows: Ids
-    spans: dict[str, _Span]
+    z: Floats
+    touched: NDArray[np.bool_]
+    refused: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -61,20 +51,26 @@ class SparseLearner:
 
     An update is AdaGrad per coordinate (Duchi, Hazan and Singer, 2011) on the *sum* of a chunk's gradients, with
     a learning rate that does not depend on how many rows came together. A micro-batch is learned in chunks of at
-    most ``chunk`` rows, so that a large one does not act as one coarse step.
+    most ``chunk`` rows, so that a large one does not act as one coarse step. With ``ftrl`` the bias and the linear
+    weights follow FTRL-Proximal instead; factors stay with AdaGrad, since FTRL would start them at 0, where the
+    gradient of a dot product is 0 and nothing would ever move.
+
+    A chunk whose gradient is not finite is not learned; its rows are counted in :attr:`SparseState.refused`.
 
     Attributes:
         fields: names of the columns read.
         interactions: pairs of sides, each a tuple of field names.
         factors: length of a factor.
-        bits: log2 of the number of slots, 4 to 28; memory is ``2**bits * (factors + 1) * 16`` bytes.
-        rate: learning rate of the linear weights.
+        bits: log2 of the number of slots, 4 to 28; memory is ``2**bits * (factors + 1) * 16`` bytes, and 1
+            to 9 a slot.
+        rate: learning rate of the linear weights; not used with ``ftrl``.
         factor_rate: learning rate of the factors.
-        l2: weight of the squared penalty, applied to the weights that an example uses.
+        l2: weight of the squared penalty, applied to the weights that an example uses (with ``ftrl``, to its factors).
         init_scale: standard deviation of the initial factors.
         accumulator: initial sum of squared gradients.
-        chunk: most rows in one update.
+        chunk: most rows in one update, 1 to 256.
         seed: decides the initial factors.
+        ftrl: step sizes of the linear weights, or ``None`` for AdaGrad.
 
     Raises:
         ValueError: an attribute is outside its range, or an interaction names a field that is not read.
@@ -91,6 +87,7 @@ class SparseLearner:
     accumulator: float = 0.1
     chunk: int = 8
     seed: int = 0
+    ftrl: Ftrl | None = None
 
     def __post_init__(self) -> None:
         if not self.fields:
@@ -100,9 +97,10 @@ class SparseLearner:
                 raise ValueError(f"interactions names {field!r}, which is not one of fields {self.fields}")
         if not 4 <= self.bits <= 28:
             raise ValueError(f"bits is {self.bits}; give 4 to 28")
-        for name in ("factors", "chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give 1 or more")
+        if self.factors < 1:
+            raise ValueError(f"factors is {self.factors}; give 1 or more")
+        if not 1 <= self.chunk <= _MOST_CHUNK:
+            raise ValueError(f"chunk is {self.chunk}; give 1 to {_MOST_CHUNK} (8 to 32 learn best for their speed)")
         for name in ("rate", "factor_rate", "accumulator"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
@@ -114,29 +112,47 @@ class SparseLearner:
         """Return zero linear weights and small random factors."""
         slots = 1 << self.bits
         weights = np.zeros((slots, 1 + self.factors))
-        weights[:, 1:] = np.random.default_rng(self.seed).standard_normal((slots, self.factors)) * self.init_scale
-        return SparseState(weights, np.full_like(weights, self.accumulator))
+        weights[:, 1:] = self._initial.all() * self.init_scale
+        return SparseState(
+            weights,
+            np.tile(self._initial_squares, (slots, 1)),
+            np.zeros(slots if self.ftrl else 0),
+            np.zeros(slots, bool),
+            np.zeros((), np.int64),
+        )
 
     def predict(self, state: SparseState, columns: Columns) -> Floats:
-        """Return the probability of a positive label per row, shape (n,)."""
-        encoded = self._encode(columns)
-        used = state.weights[encoded.slots]
-        return _probability(used, encoded, self._vectors(used, encoded))
+        """Return the probability of a positive label per row, shape (n,).
+
+        A row's score does not depend on the rows beside it, not even in its last bit.
+        """
+        tokens = encode(columns, self.fields, self.bits)
+        used = state.weights[tokens.slots]
+        logits = np.bincount(tokens.rows, used[:, 0], tokens.size).astype(float, copy=False)  # int for no rows
+        for left, right in self.interactions:
+            logits += (_vectors(used, tokens, left) * _vectors(used, tokens, right)).sum(axis=1)
+        return _sigmoid(logits)
 
     def step(self, state: SparseState, columns: Columns, labels: Floats, weights: Floats) -> SparseState:
         """Learn the rows in chunks, in order; changes ``state`` in place and returns it."""
-        for start in range(0, len(labels), self.chunk):
-            part = slice(start, start + self.chunk)
-            encoded = self._encode({field: columns[field][part] for field in self.fields})
-            used = state.weights[encoded.slots]
-            gradient = self._gradient(used, encoded, labels[part], weights[part])
-            self._adagrad(state, encoded.slots, gradient)
+        together = max(self.chunk, _TOGETHER - _TOGETHER % self.chunk)
+        for start in range(0, len(labels), together):
+            part = slice(start, start + together)
+            tokens = encode({field: columns[field][part] for field in self.fields}, self.fields, self.bits)
+            state.touched[tokens.slots] = True
+            ours, mass = labels[part], weights[part]
+            with np.errstate(all="ignore"):  # _learn refuses what is not finite
+                for chunk in cut(tokens, mass, self._sides, self.chunk, self.bits):
+                    self._learn(state, chunk, ours[chunk.rows], mass[chunk.rows])
         return state
 
     def export(self, state: SparseState) -> Arrays:
         """Return the slots that learning has changed, with their accumulators; the rest follows from the seed."""
-        slots = np.flatnonzero((state.squares != self.accumulator).any(axis=1))
-        return {"slots": slots, "weights": state.weights[slots], "squares": state.squares[slots]}
+        slots = np.flatnonzero(state.touched)
+        arrays: Arrays = {"slots": slots, "weights": state.weights[slots], "squares": state.squares[slots]}
+        if self.ftrl:
+            arrays["z"] = state.z[slots]
+        return arrays | {"refused": state.refused.copy()}
 
     def load(self, arrays: Arrays) -> SparseState:
         """Return the exported state."""
@@ -147,82 +163,101 @@ class SparseLearner:
                 f"weights of shape {weights.shape} do not fit bits={self.bits}, factors={self.factors}; load them "
                 "with the configuration that they were exported with"
             )
+        if ("z" in arrays) != (self.ftrl is not None):
+            raise ValueError(
+                f"weights {'with' if 'z' in arrays else 'without'} FTRL's z do not fit ftrl={self.ftrl}; load them "
+                "with the configuration that they were exported with"
+            )
         state.weights[slots] = weights
         state.squares[slots] = arrays["squares"]
+        if self.ftrl:
+            state.z[slots] = arrays["z"]
+        state.touched[slots] = True
+        state.refused[...] = arrays["refused"]
         return state
 
+    def forget(self, state: SparseState, field: str, values: Sequence[Any]) -> None:
+        """Put the slots of these values of a field back to what :meth:`init` gives; changes ``state`` in place.
+
+        A value that shares one of these slots is forgotten with them; the bias is not, even if a value shares it.
+
+        Raises:
+            ValueError: ``field`` is not read.
+        """
+        if field not in self.fields:
+            raise ValueError(f"field {field!r} is not one of fields {self.fields}")
+        slots = np.array(sorted(set(hash_values(field, values, self.bits)) - {BIAS}), np.int64)
+        state.weights[slots, 0] = 0.0
+        state.weights[slots, 1:] = self._initial.of(slots) * self.init_scale
+        state.squares[slots] = self._initial_squares
+        if self.ftrl:
+            state.z[slots] = 0.0
+        state.touched[slots] = False
+
     @cached_property
-    def _salts(self) -> list[tuple[str, int]]:
-        return [(field, crc32(field.encode())) for field in self.fields]
+    def _initial(self) -> InitialFactors:
+        return InitialFactors(self.seed, 1 << self.bits, self.factors)
 
-    def _encode(self, columns: Columns) -> _Encoded:
-        """Hash every value; the first token of a row is the bias."""
-        size, mask = len(columns[self.fields[0]]), (1 << self.bits) - 1
-        every = list(range(size))
-        slots, rows = [_BIAS] * size, every.copy()
-        spans = {}
-        for field, salt in self._salts:
-            column, start = columns[field], len(slots)
-            if size and isinstance(column[0], list):
-                slots += [_slot(value, salt, mask) for values in column for value in values]
-                rows += [row for row, values in enumerate(column) for _ in values]
-                shares = np.array([1.0 / len(values) for values in column for _ in values])
-                spans[field] = _Span(slice(start, len(slots)), shares[:, None])
-            else:
-                slots += [_slot(value, salt, mask) for value in column]
-                rows += every
-                spans[field] = _Span(slice(start, len(slots)), None)
-        return _Encoded(size, np.array(slots, np.int64), np.array(rows, np.int64), spans)
+    @cached_property
+    def _initial_squares(self) -> Floats:
+        return self._columns(0.0 if self.ftrl else self.accumulator, self.accumulator)[0]
 
-    def _vectors(self, used: Floats, encoded: _Encoded) -> list[tuple[Floats, Floats]]:
-        """Return the vectors of both sides of each interaction, shape (count, factors)."""
-        return [(_sum(used, encoded, left), _sum(used, encoded, right)) for left, right in self.interactions]
+    @cached_property
+    def _penalty(self) -> Floats:
+        return self._columns(0.0 if self.ftrl else self.l2, self.l2)
 
-    def _gradient(self, used: Floats, encoded: _Encoded, labels: Floats, weights: Floats) -> Floats:
-        """Return the gradient of each token's weights, the penalty included."""
-        vectors = self._vectors(used, encoded)
-        error = (_probability(used, encoded, vectors) - labels) * weights
-        gradient = used * (self.l2 * weights[encoded.rows])[:, None]
-        gradient[:, 0] += error[encoded.rows]
-        for pair, (left, right) in zip(self.interactions, vectors, strict=True):
-            for side, other in zip(pair, (right, left), strict=True):
-                pull = error[:, None] * other
-                for at, shares in (encoded.spans[field] for field in side):
-                    gradient[at, 1:] += pull if shares is None else pull[encoded.rows[at]] * shares
-        return gradient
+    @cached_property
+    def _rates(self) -> Floats:
+        return self._columns(self.rate, self.factor_rate)
 
-    def _adagrad(self, state: SparseState, slots: Ids, gradients: Floats) -> None:
-        """Update each slot once, by the sum of its gradients."""
-        order = slots.argsort(kind="stable")
-        ordered = slots[order]
-        starts = np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
-        unique = ordered[starts]
-        gradient = np.add.reduceat(gradients[order], starts)
-        total = state.squares[unique] + gradient * gradient
-        state.squares[unique] = total
-        gradient[:, 0] *= self.rate
-        gradient[:, 1:] *= self.factor_rate
-        state.weights[unique] -= gradient / np.sqrt(total)
+    @cached_property
+    def _sides(self) -> list[tuple[str, ...]]:
+        return [side for pair in self.interactions for side in pair]
 
+    def _columns(self, linear: float, factor: float) -> Floats:
+        """Return a row for the linear weight and the factor, shape ``(1, 1 + factors)``."""
+        return np.array([[linear, *[factor] * self.factors]])
 
-@lru_cache(maxsize=1 << 16, typed=True)
-def _slot(value: object, salt: int, mask: int) -> int:
-    return crc32(str(value).encode(), salt) & mask
+    def _learn(self, state: SparseState, chunk: Chunk, labels: Floats, weights: Floats) -> None:
+        """Update each slot of a chunk once, by the sum of its gradients."""
+        slots, matrix = chunk.slots, chunk.matrix
+        used, before = state.weights.take(slots, 0), state.squares.take(slots, 0)
+        sums = matrix.dot(used).reshape(len(labels), -1, used.shape[1])
+        left, right = sums[:, 1::2, 1:], sums[:, 2::2, 1:]
+        error = (_sigmoid(sums[:, 0, 0] + np.einsum("rif,rif->r", left, right)) - labels) * weights
+        pull = np.zeros(sums.shape)
+        pull[:, 0, 0] = error
+        error = error[:, None, None]
+        np.multiply(right, error, out=pull[:, 1::2, 1:])
+        np.multiply(left, error, out=pull[:, 2::2, 1:])
+        gradient = matrix.T.dot(pull.reshape(len(matrix), -1))
+        gradient += used * (chunk.mass * self._penalty)
+        squares = gradient * gradient
+        squares += before
+        if not np.isfinite(squares).all():
+            state.refused[...] += len(labels)
+            return
+        if self.ftrl:
+            state.z[slots] = z = self.ftrl.advance(
+                state.z[slots], used[:, 0], gradient[:, 0], before[:, 0], squares[:, 0]
+            )
+        adagrad(used, squares, gradient, self._rates)
+        if self.ftrl:
+            used[:, 0] = self.ftrl.weight(z, squares[:, 0])
+        state.weights[slots] = used
+        state.squares[slots] = squares
 
 
-def _sum(used: Floats, encoded: _Encoded, side: Sequence[str]) -> Floats:
-    """Return the sum of a side's factors per row, the mean for a list."""
-    total = np.zeros((encoded.size, used.shape[1] - 1))
-    for at, shares in (encoded.spans[field] for field in side):
+def _vectors(used: Floats, tokens: Tokens, side: Sequence[str]) -> Floats:
+    """Return the sum of a side's factors per row, the mean for a list, shape (n, factors)."""
+    total = np.zeros((tokens.size, used.shape[1] - 1))
+    for at, shares in (tokens.spans[field] for field in side):
         if shares is None:
             total += used[at, 1:]
         else:
-            np.add.at(total, encoded.rows[at], used[at, 1:] * shares)
+            np.add.at(total, tokens.rows[at], used[at, 1:] * shares[:, None])
     return total
 
 
-def _probability(used: Floats, encoded: _Encoded, vectors: Sequence[tuple[Floats, Floats]]) -> Floats:
-    logits = np.bincount(encoded.rows, used[:, 0], encoded.size).astype(float, copy=False)  # int for no rows
-    for left, right in vectors:
-        logits += np.einsum("ij,ij->i", left, right)
+def _sigmoid(logits: Floats) -> Floats:
     return 0.5 + 0.5 * np.tanh(0.5 * logits)

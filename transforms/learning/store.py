@@ -27,7 +27,7 @@ class ModelStore:
     Layout: ``models/model-NAME/EPOCH-STEP/{weights.safetensors,manifest.json}`` and
     ``snapshots/DIGEST.safetensors``. Files are written under a temporary name, then renamed; the manifest comes
     last. Writing the same version again leaves the same bytes, so a replayed bundle does no harm. A version with a
-    ``withdrawn.json`` beside its manifest counts as none; delete that file to have it back. So do versions after one
+    ``withdrawn.json`` beside its manifest counts as none; :meth:`readmit` has it back. So do versions after one
     that was restored, by the files in ``models/model-NAME/restores/``: also those that a trainer, which does not know
     of it yet, is still to write.
 
@@ -135,6 +135,23 @@ class ModelStore:
             raise StoreError(f"model {model!r} has no version {version} to withdraw; see versions()")
         with replacing(f"{self._folder(manifest)}/withdrawn.json") as file:
             file.write(json.dumps({"reason": reason}).encode())
+
+    def readmit(self, version: str, model: str = "") -> None:
+        """Undo :meth:`withdraw`.
+
+        Args:
+            version: ``epoch.step``.
+            model: which model.
+
+        Raises:
+            StoreError: there is no such version, or it is not withdrawn.
+        """
+        from apache_beam.io.filesystems import FileSystems
+
+        folder = next((self._folder(known) for known in self.history(model) if known.version == version), None)
+        if folder is None or not FileSystems.exists(f"{folder}/withdrawn.json"):
+            raise StoreError(f"model {model!r} has no version {version} that is withdrawn; see history()")
+        FileSystems.delete([f"{folder}/withdrawn.json"])
 
     def weights(self, manifest: Manifest) -> str:
         """Return the path of the weights of a version."""

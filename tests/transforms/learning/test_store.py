@@ -129,6 +129,19 @@ def test_a_withdrawn_version_counts_as_none(tmp_path: Path) -> None:
     assert [manifest.version for manifest in store.versions()] == ["0.1", "0.2"]
 
 
+def test_a_withdrawn_version_can_be_readmitted_once(tmp_path: Path) -> None:
+    store = ModelStore(str(tmp_path))
+    for model in ("", "another"):
+        publish(store, 1, model)
+        store.withdraw("0.1", "worse", model)
+    store.readmit("0.1", "another")
+    assert [manifest.version for manifest in store.versions("another")] == ["0.1"]
+    assert store.versions() == []
+    for version in ("0.1", "0.2", "x"):
+        with pytest.raises(StoreError, match=f"model 'another' has no version {version} that is withdrawn"):
+            store.readmit(version, "another")
+
+
 @pytest.mark.parametrize("version", ["0.3", "x", "0.2"])
 def test_only_a_version_can_be_withdrawn(tmp_path: Path, version: str) -> None:
     store = ModelStore(str(tmp_path))
