@@ -132,10 +132,10 @@ class PrequentialLoop(Generic[State]):
         """Predict the open batch, then learn what arrived while it was open."""
         events = self._batch.take()
         columns, kept, errors = self._config.requests.decode([event.payload for event in events])
+        yield from self._expire(time)
         for position, why in errors:
             yield self._failed(events[position], why)
         matched: list[Label] = []
-        yield from self._expire(time)
         if kept:
             version = self._lineage.name(self._gate.serving_step)
             scores = self._config.learner.predict(self._gate.serving, columns).tolist()

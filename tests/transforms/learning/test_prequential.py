@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from contbatch.transforms import BatchPolicy, Event, Failed, Kind, Learned, Prediction, SparseLearner
@@ -74,6 +74,11 @@ def of(kind: type, outputs: list[Any]) -> list[Any]:
     return [output for output in outputs if isinstance(output, kind)]
 
 
+EXPIRES_WHILE_A_BATCH_IS_OPEN = sorted(
+    [Event(second * MICROS, Kind.REQUEST, row, b"") for row, second in enumerate((0, 0, 5))]
+    + [event(Kind.FEEDBACK, 0, 1, 3)]
+)
+
 cuts = st.lists(st.integers(0, 24 * MICROS), max_size=6)
 
 
@@ -83,6 +88,7 @@ def test_every_event_has_exactly_one_fate(events: list[Event]) -> None:
     assert_conserved(events, [output for output in outputs if not isinstance(output, Version)])
 
 
+@example(EXPIRES_WHILE_A_BATCH_IS_OPEN, [6 * MICROS + 1])
 @given(streams(), cuts)
 def test_it_does_not_matter_how_the_stream_is_cut(events: list[Event], given_cuts: list[int]) -> None:
     assert run(events, given_cuts) == run(events)
