@@ -52,7 +52,7 @@ def train(
     """
     published = events | "Train" >> OnlineUpdate(
         learner,
-        BatchPolicy(max_size=256, max_delay=0.0),
+        BatchPolicy(max_size=256, max_delay=1.0),
         store,
         deterministic=False,
         requests=requests,

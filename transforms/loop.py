@@ -298,10 +298,11 @@ class ArrivalFn(EventTimeFn):
         due: Any = beam.DoFn.TimerParam(EventTimeFn.DUE),
         last: Any = beam.DoFn.TimerParam(EventTimeFn.LAST),
     ) -> Iterator[Any]:
-        """Process a chunk."""
+        """Process a chunk; what it leaves of a micro-batch does not wait for more."""
         model, chunk = element
         events, head = sorted(unpack(chunk)), self._head(model, head_cell)
-        yield from self._advance(model, head, events, events[-1].time + 1, timestamp.micros, log)
+        upto = events[-1].time + round(self._settings.config.policy.max_delay * MICROS) + 1
+        yield from self._advance(model, head, events, upto, timestamp.micros, log)
         self._arm(head, due)
         last.set(END)
         head_cell.write(head.dump())

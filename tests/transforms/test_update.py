@@ -249,7 +249,7 @@ def test_in_order_of_arrival_every_label_counts_once_and_none_is_late(small: Any
     junk = [events[6]._replace(payload=b"\xff", row=900), events[7]._replace(payload=b"", row=901)]
     mixed = random.Random(4).sample([*events, *twice, *junk], len(events) + 7)
     source = stepwise(mixed, 0.5) if live else beam.Create(mixed)
-    done = learn(source, small, tmp_path / "store", live, deterministic=False, policy=BatchPolicy(4, 0.0))
+    done = learn(source, small, tmp_path / "store", live, deterministic=False)
     assert len({one.request_id for one in done["learned"]}) == len(done["learned"]) == 40
     assert Counter(one.status for one in done["failed"]) == {"duplicate": 5, "refused": 1}
     assert max(one.examples for one in done["published"]) == 40

@@ -23,8 +23,8 @@ class InitialFactors(NamedTuple):
     factors: int
 
     def all(self) -> Floats:
-        """Return the factors of every slot, shape ``(slots, factors)``."""
-        return np.random.default_rng(self.seed).standard_normal((self.slots, self.factors))
+        """Return the factors of every slot, shape ``(slots, factors)``, not to be written to."""
+        return _all(self)
 
     def of(self, slots: Ids) -> Floats:
         """Return the factors of these slots, shape ``(len(slots), factors)``, bitwise those of :meth:`all`.
@@ -38,6 +38,13 @@ class InitialFactors(NamedTuple):
             inside = blocks == block
             drawn[inside] = generator.standard_normal((_BLOCK, self.factors))[slots[inside] % _BLOCK]
         return drawn
+
+
+@lru_cache(maxsize=2)  # a server loads a version every second, and they are most of its time
+def _all(initial: InitialFactors) -> Floats:
+    factors = np.random.default_rng(initial.seed).standard_normal((initial.slots, initial.factors))
+    factors.flags.writeable = False
+    return factors
 
 
 @lru_cache(maxsize=8)
