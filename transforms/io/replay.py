@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -131,15 +132,17 @@ class _PacedFn(beam.DoFn):
         tracker.defer_remainder(Duration(micros=max(due - now, _REST) if due > now else 0))
 
 
+_BEGAN: dict[str, int] = {}
+"""When the replays of this process began: the runner makes a DoFn for every bundle."""
+
+
 class _WaitFn(beam.DoFn):
-    def setup(self) -> None:
-        self._began: int | None = None
+    def __init__(self) -> None:
+        self._replay = uuid.uuid4().hex
 
     def process(self, event: Event) -> Iterator[Event]:
         now = time.time_ns() // 1_000
-        if self._began is None:
-            self._began = now - event.time
-        due = self._began + event.time
+        due = _BEGAN.setdefault(self._replay, now - event.time) + event.time
         if due > now:
             time.sleep((due - now) / MICROS)
         yield event._replace(time=due)

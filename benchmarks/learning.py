@@ -1,0 +1,35 @@
+"""Online learning beside Vowpal Wabbit, River, scikit-learn and PyTorch: accuracy, speed and what is promised.
+
+Accuracy is on MovieLens 100k by time, with scores that were given before the label was learned. The parts are in
+``benchmarks/learning_parts``.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+
+from benchmarks.harness import Report
+from benchmarks.inference_parts.driving import progress
+from benchmarks.learning_parts.accuracy import any_batch_size, deadline_and_one_by_one
+from benchmarks.learning_parts.speed import speed
+from benchmarks.learning_parts.weights import importance, negatives
+
+PARTS = (speed, any_batch_size, deadline_and_one_by_one, importance, negatives)
+
+
+def main() -> int:
+    """Run everything and return the exit code."""
+    logging.disable(logging.WARNING)
+    report = Report("learning", ("apache-beam", "torch"))
+    for part in PARTS:
+        started = time.perf_counter()
+        progress(str(part.__doc__))
+        part(report)
+        progress(f"({time.perf_counter() - started:.0f} s)")
+    return report.finish()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
