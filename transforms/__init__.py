@@ -21,15 +21,23 @@ if TYPE_CHECKING:
     from contbatch.transforms.engine.versions import StoreVersions as StoreVersions
     from contbatch.transforms.events import Event as Event
     from contbatch.transforms.events import Kind as Kind
+    from contbatch.transforms.handlers.learner import LearnerModelHandler as LearnerModelHandler
     from contbatch.transforms.handlers.torch import TorchModelHandler as TorchModelHandler
     from contbatch.transforms.infer import FailedElement as FailedElement
     from contbatch.transforms.infer import ShedElement as ShedElement
     from contbatch.transforms.inference import ContinuousInference as ContinuousInference
+    from contbatch.transforms.io.replay import PacedReplay as PacedReplay
     from contbatch.transforms.learning import GatePolicy as GatePolicy
     from contbatch.transforms.learning import Learner as Learner
     from contbatch.transforms.learning import ModelStore as ModelStore
     from contbatch.transforms.learning import SparseLearner as SparseLearner
+    from contbatch.transforms.learning.coordinate import Ftrl as Ftrl
+    from contbatch.transforms.learning.sampling import Downsampled as Downsampled
+    from contbatch.transforms.learning.statistics import Standardized as Standardized
+    from contbatch.transforms.learning.torch_learner import TorchLearner as TorchLearner
+    from contbatch.transforms.learning.vocabulary import BoundedIds as BoundedIds
     from contbatch.transforms.microbatch import MicroBatch as MicroBatch
+    from contbatch.transforms.parallel_update import ParallelUpdate as ParallelUpdate
     from contbatch.transforms.records import Failed as Failed
     from contbatch.transforms.records import Learned as Learned
     from contbatch.transforms.records import Prediction as Prediction
@@ -40,22 +48,28 @@ if TYPE_CHECKING:
 _HOME = {
     "AvroCodec": "codecs",
     "BatchPolicy": "batching",
+    "BoundedIds": "learning.vocabulary",
     "Codec": "codecs",
     "ContinuousBatch": "batch",
     "ContinuousInference": "inference",
     "CostModel": "batching",
+    "Downsampled": "learning.sampling",
     "Event": "events",
     "Failed": "records",
     "FailedElement": "infer",
     "FileVersions": "engine.versions",
+    "Ftrl": "learning.coordinate",
     "GatePolicy": "learning",
     "Kind": "events",
     "Learned": "records",
     "Learner": "learning",
+    "LearnerModelHandler": "handlers.learner",
     "MicroBatch": "microbatch",
     "ModelStore": "learning",
     "OnlineUpdate": "update",
     "Overflow": "batching",
+    "PacedReplay": "io.replay",
+    "ParallelUpdate": "parallel_update",
     "PredictThenLearn": "update",
     "Prediction": "records",
     "Published": "records",
@@ -63,8 +77,10 @@ _HOME = {
     "Scheduler": "batching",
     "ShedElement": "infer",
     "SparseLearner": "learning",
+    "Standardized": "learning.statistics",
     "StoreVersions": "engine.versions",
     "TimeDomain": "batching",
+    "TorchLearner": "learning.torch_learner",
     "TorchModelHandler": "handlers.torch",
 }
 

@@ -38,6 +38,10 @@ from contbatch.transforms.records import Failed, Learned, Prediction, Published
 _LOG = logging.getLogger(__name__)
 
 
+_THIN_EVERY = 32
+"""Versions after which old ones are thinned out."""
+
+
 @dataclass(frozen=True)
 class LoopSettings:
     """What the DoFns have to know.
@@ -116,6 +120,7 @@ class EventTimeFn(beam.DoFn):
         self._store = ModelStore(settings.store)
         self._journal = Journal(settings.config, self._store, settings.snapshot_every, settings.transform)
         self._looked: dict[str, float] = {}
+        self._published = 0
 
     def start_bundle(self) -> None:
         """Start with no state read."""
@@ -277,6 +282,9 @@ class EventTimeFn(beam.DoFn):
         config = self._settings.config
         words = {"learner": repr(config.learner), "policy": repr(config.policy), "gate": repr(config.gate)}
         manifest = self._store.publish(version.arrays, model=model, config=words, **version.about)
+        self._published += 1
+        if self._published % _THIN_EVERY == 0:
+            self._store.thin(model)
         return Published(manifest.version, manifest.digest, manifest.examples, manifest.time, model)
 
     def _head(self, model: str, cell: Any) -> _Head:

@@ -27,7 +27,7 @@ from apache_beam.utils.timestamp import Timestamp
 from torch import nn
 
 from benchmarks.harness import Report
-from contbatch.transforms import AvroCodec, BatchPolicy, Event, Failed, GatePolicy, Kind, Learned, OnlineUpdate
+from contbatch.transforms import AvroCodec, BatchPolicy, Event, Failed, Kind, Learned, OnlineUpdate
 from contbatch.transforms.events import END_OF_TIME, MICROS, pack
 from contbatch.transforms.keyed_state import Bag, Cell, KeyedState, Timer
 from contbatch.transforms.learning import SparseLearner, store
@@ -62,11 +62,11 @@ FEEDBACK = AvroCodec(
 )
 
 
-def workload() -> list[list[Event]]:
+def workload(requests: int = REQUESTS, bundle: int = BUNDLE) -> list[list[Event]]:
     """Return bundles of requests and their feedback: 5 % of the feedback twice, 5 % of all out of order."""
     rng = random.Random(SEED)
     events: list[Event] = []
-    for row in range(REQUESTS):
+    for row in range(requests):
         seconds, user, item, price = row * 0.1, rng.randrange(40), rng.randrange(60), rng.expovariate(0.1)
         record = {"request_id": f"r{row}", "user": f"u{user}", "item": f"i{item}", "price": price}
         request = REQUEST.encode(record | {"event_time": seconds})
@@ -74,11 +74,21 @@ def workload() -> list[list[Event]]:
         events.append(Event(round(seconds * MICROS), Kind.REQUEST, row, request))
         for again in range(1 + (rng.random() < 0.05)):
             at = round((seconds + 2.0 + again) * MICROS)
-            events.append(Event(at, Kind.FEEDBACK, row + again * REQUESTS, label))
+            events.append(Event(at, Kind.FEEDBACK, row + again * requests, label))
     order = sorted(events)
     for index in rng.sample(range(len(order) - 20), len(order) // 20):
         order.insert(index + rng.randrange(1, 20), order.pop(index))
-    return [order[start : start + BUNDLE] for start in range(0, len(order), BUNDLE)]
+    return [order[start : start + bundle] for start in range(0, len(order), bundle)]
+
+
+ARGUMENTS: dict[str, Any] = {
+    "requests": REQUEST,
+    "feedback": FEEDBACK,
+    "ttl": 60.0,
+    "publish_every": 100,
+    "snapshot_every": 300,
+    "poll": 1e9,
+}
 
 
 class Price(nn.Module):
@@ -183,8 +193,8 @@ class Job:
         for number in range(kept["bundles"], len(self._bundles)):
             events = self._bundles[number]
             process = partial(fn.process, ("", pack(events)), Timestamp(0))
-            due = (number + 1) * 3 - 6 if number + 1 < len(self._bundles) else END_OF_TIME // MICROS
-            calls = [process, partial(_fire, fn, due)] if ordered else [partial(_without_buffer, process)]
+            oldest = min((event.time for part in self._bundles[number + 1 :] for event in part), default=END_OF_TIME)
+            calls = [process, partial(_fire, fn, oldest)] if ordered else [partial(_without_buffer, process)]
             outputs = state.bundle(fn, *calls, committing=lambda _: bomb.pass_by("before commit"))
             kept["bundles"] = number + 1
             for one in outputs:
@@ -232,8 +242,8 @@ class Job:
         temporary.replace(self._kept)
 
 
-def _fire(fn: EventTimeFn, seconds: float, last: Any, **parts: Any) -> Any:
-    return fn.on_due("", Timestamp(micros=min(round(seconds * MICROS), END_OF_TIME)), **parts)
+def _fire(fn: EventTimeFn, micros: int, last: Any, **parts: Any) -> Any:
+    return fn.on_due("", Timestamp(micros=micros), **parts)
 
 
 def _without_buffer(process: Callable[..., Any], buffer: Any, **parts: Any) -> Any:
@@ -263,28 +273,19 @@ def run_killed(job: Job, learner: Any, kills: int) -> int:
 def kills(report: Report) -> None:
     """Run three jobs with and without kills: both forms in order of event time, and one in order of arrival."""
     torch.set_num_threads(1)  # a process that forks must not have started more
-    arguments = {
-        "requests": REQUEST,
-        "feedback": FEEDBACK,
-        "ttl": 60.0,
-        "publish_every": 100,
-        "snapshot_every": 300,
-        "poll": 1e9,
-        "gate": None,
-    }
     policy, bundles = BatchPolicy(16, 1.0), workload()
     forms: dict[str, tuple[Any, Callable[[str], PredictThenLearn]]] = {
         "PredictThenLearn, hashed ids": (
             sparse(),
-            lambda root: PredictThenLearn(sparse(), policy, root, **arguments),
+            lambda root: PredictThenLearn(sparse(), policy, root, **ARGUMENTS),
         ),
         "OnlineUpdate, torch with statistics": (
             dense(),
-            lambda root: OnlineUpdate(dense(), policy, root, **arguments)._loop,
+            lambda root: OnlineUpdate(dense(), policy, root, **ARGUMENTS)._loop,
         ),
         "OnlineUpdate, as it comes": (
             sparse(),
-            lambda root: OnlineUpdate(sparse(), policy, root, deterministic=False, **arguments)._loop,
+            lambda root: OnlineUpdate(sparse(), policy, root, deterministic=False, **ARGUMENTS)._loop,
         ),
     }
     for name, (learner, transform) in forms.items():

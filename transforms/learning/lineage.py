@@ -45,7 +45,8 @@ class Lineage:
         self._loss = 0.0
         self._since: int | None = None
         self._time = 0
-        self._published_examples = self._published_time = 0
+        self._published_examples = 0
+        self._published_time: int | None = None
         self._gate = ""
         self._recent: list[tuple[float, float]] = []
         self._sizes: Counter[str] = Counter()
@@ -83,12 +84,17 @@ class Lineage:
             self._loss += log_loss(score, label)
         self._time = time
         if self._since is None:
-            self._since = self._published_time = time
+            self._since = time
 
     def is_due(self, examples: int, micros: float) -> bool:
-        """Return whether so many examples, or so much event time, have passed since the last version."""
+        """Return whether so many examples, or so much event time, have passed since the last version.
+
+        Where the time is bounded the first version is due at once: whoever serves has none.
+        """
         fresh = self.examples - self._published_examples
-        return fresh >= examples or (fresh > 0 and self._time - self._published_time >= micros)
+        if not fresh or fresh >= examples or micros == math.inf:
+            return fresh >= examples
+        return self._published_time is None or self._time - self._published_time >= micros
 
     def judged(self, why: str) -> None:
         """Note what the gate said."""

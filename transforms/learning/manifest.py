@@ -109,6 +109,27 @@ def version_of(folder: str) -> str:
     return f"{epoch}.{step}"
 
 
+_DENSE = 64
+"""Of versions with an age of twice so many updates or less all are kept, and further back about half as many for each
+time that the age doubles."""
+
+
+def superfluous(versions: Iterable[str]) -> list[str]:
+    """Return the versions that a store need not keep: the older they are, the fewer are kept.
+
+    Of n updates with a version each, some ``64 * log2(n / 64)`` versions stay.
+    """
+    places = sorted(map(ordered, versions))
+    newest = max((step for _, step in places), default=0)
+    kept, gone = set(), []
+    for epoch, step in places:
+        width = 1 << max(0, ((newest - step) // _DENSE).bit_length() - 1)
+        if (epoch, width, step // width) in kept:
+            gone.append(f"{epoch}.{step}")
+        kept.add((epoch, width, step // width))
+    return gone
+
+
 def counts(version: str, restores: Iterable[Restore]) -> bool:
     """Return whether a version still counts: no restore has put an older one in its place, or a later one names it."""
     place = ordered(version)

@@ -14,7 +14,15 @@ import safetensors.numpy
 
 from contbatch.transforms.files import matching, read_bytes, replacing
 from contbatch.transforms.learning.learner import Arrays
-from contbatch.transforms.learning.manifest import NOTHING, Manifest, Restore, counts, folder_of, version_of
+from contbatch.transforms.learning.manifest import (
+    NOTHING,
+    Manifest,
+    Restore,
+    counts,
+    folder_of,
+    superfluous,
+    version_of,
+)
 
 
 class StoreError(Exception):
@@ -114,6 +122,21 @@ class ModelStore:
         with replacing(f"{self._model_folder(model)}/restores/{restore.name}.json") as file:
             file.write(json.dumps({"reason": reason}).encode())
         return restore
+
+    def thin(self, model: str = "") -> None:
+        """Delete versions that nobody will miss: see :func:`~contbatch.transforms.learning.manifest.superfluous`.
+
+        What a restore names stays, and so do the newest versions.
+        """
+        from apache_beam.io.filesystems import FileSystems
+
+        named = {restore.target for restore in self.restores(model)}
+        folders = {path.rpartition("/")[0] for path in matching(f"{self._model_folder(model)}/*/manifest.json")}
+        versions = {version_of(folder.rpartition("/")[2]): folder for folder in folders}
+        gone = [versions[version] for version in superfluous(versions) if version not in named]
+        if gone:
+            FileSystems.delete([f"{folder}/manifest.json" for folder in gone])  # from here on they are no versions
+            FileSystems.delete(gone)
 
     def restores(self, model: str = "") -> list[Restore]:
         """Return all restores of a model, in their order."""

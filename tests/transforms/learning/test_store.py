@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from contbatch.transforms import ModelStore
 from contbatch.transforms.learning import StoreError
+from contbatch.transforms.learning.manifest import ordered, superfluous
 
 WEIGHTS = {"w": np.arange(6.0).reshape(2, 3), "slots": np.array([1, 5])}
 
@@ -207,3 +212,37 @@ def test_models_are_listed(tmp_path: Path) -> None:
         publish(store, 1, model)
     store.restore("0.1", "worse", "a/b")
     assert store.models() == ["", "a/b", "ä"]
+
+
+def thinned(versions: list[str]) -> list[str]:
+    gone = set(superfluous(versions))
+    return [version for version in versions if version not in gone]
+
+
+@given(st.integers(1, 3_000), st.integers(1, 500))
+def test_the_older_versions_are_the_fewer_are_kept(count: int, every: int) -> None:
+    kept: list[str] = []
+    for step in range(1, count + 1):
+        kept.append(f"0.{step}")
+        if step % every == 0 or step == count:
+            kept = thinned(kept)
+    assert thinned(kept) == kept
+    steps = [ordered(version)[1] for version in kept]
+    assert steps[0] == 1
+    assert steps[-128:] == list(range(max(1, count - 127), count + 1))
+    assert len(kept) <= 128 + 64 * math.log2(1 + count / 64)
+    assert all(b - a <= max(1, (count - a) / 16) for a, b in pairwise(steps))
+
+
+def test_thinning_deletes_old_versions_but_what_a_restore_names(tmp_path: Path) -> None:
+    store = ModelStore(str(tmp_path))
+    for step in range(1, 201):
+        publish(store, step)
+    store.restore("0.2", "was good")
+    publish(store, 201, epoch=2, parent="0.2")
+    store.thin()
+    assert [one.version for one in store.versions()] == ["0.1", "0.2", "2.201"]
+    left = [one.version for one in store.history()]
+    assert len(left) < 180
+    assert left[-100:-1] == [f"0.{step}" for step in range(102, 201)]
+    assert len(list(tmp_path.glob("models/*/*/weights.safetensors"))) == len(left)
