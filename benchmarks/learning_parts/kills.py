@@ -63,7 +63,7 @@ FEEDBACK = AvroCodec(
 
 
 def workload(requests: int = REQUESTS, bundle: int = BUNDLE) -> list[list[Event]]:
-    """Return bundles of requests and their feedback: 5 % of the feedback twice, 5 % of all out of order."""
+    """Return bundles of requests and their feedback: 5 % of the feedback twice, 8 s apart, 5 % of all out of order."""
     rng = random.Random(SEED)
     events: list[Event] = []
     for row in range(requests):
@@ -73,7 +73,7 @@ def workload(requests: int = REQUESTS, bundle: int = BUNDLE) -> list[list[Event]
         label = FEEDBACK.encode({"request_id": f"r{row}", "label": float(rng.random() < (user + item) % 7 / 7)})
         events.append(Event(round(seconds * MICROS), Kind.REQUEST, row, request))
         for again in range(1 + (rng.random() < 0.05)):
-            at = round((seconds + 2.0 + again) * MICROS)
+            at = round((seconds + 2.0 + 8.0 * again) * MICROS)
             events.append(Event(at, Kind.FEEDBACK, row + again * requests, label))
     order = sorted(events)
     for index in rng.sample(range(len(order) - 20), len(order) // 20):

@@ -12,7 +12,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.window import FixedWindows
 
 from contbatch.pipelines.cli import main
-from contbatch.transforms import Published
+from contbatch.transforms import ModelStore, Published
 from contbatch.transforms.testing import Sink, assert_conserved, stepwise
 
 pytestmark = pytest.mark.needs("go")
@@ -60,3 +60,14 @@ def test_the_main_job_by_flags(ratings: Path, tmp_path: Path, prism: str) -> Non
     assert {**direct, "seconds": 0} == {**on_prism, "seconds": 0}
     files = [(tmp_path / f"out{number}" / "predictions.avro").read_bytes() for number in (0, 2)]
     assert files[0] == files[1]
+
+
+def test_the_parallel_form_by_flags(ratings: Path, tmp_path: Path, prism: str) -> None:
+    out = tmp_path / "out"
+    flags = ["--form=parallel", "--rate=400", "--runner=PrismRunner", f"--prism_location={prism}"]
+    assert main(["personalize", "--data", str(ratings), "--out", str(out), *flags]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    counts = ("requests", "predicted", "feedback", "learned")
+    assert [summary[name] for name in counts] == [400] * 4
+    assert sum(summary["freshness"].values()) == 400
+    assert len(ModelStore(str(out / "store")).versions()) == summary["versions"] > 1

@@ -250,3 +250,18 @@ def test_fates_of_a_full_day_add_up() -> None:
 def test_a_configuration_that_cannot_work_is_refused(setting: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):
         replace(CONFIG, **setting)
+
+
+def restored(loop: PrequentialLoop[Any]) -> PrequentialLoop[Any]:
+    again = PrequentialLoop(CONFIG)
+    again.load(loop.snapshot())
+    return again
+
+
+def test_a_restored_loop_knows_what_is_late_and_what_was_learned() -> None:
+    loop = PrequentialLoop(CONFIG)
+    events = [event(Kind.REQUEST, 0, 1, 0), event(Kind.FEEDBACK, 1, 1, 1)]
+    assert len(of(Learned, list(loop.advance(events, 4 * MICROS)))) == 1
+    outputs = list(restored(loop).advance([event(Kind.REQUEST, 3, 2, 2), event(Kind.FEEDBACK, 5, 1, 3)], END_OF_TIME))
+    assert [one.status for one in of(Failed, outputs)] == ["failed", "duplicate"]
+    assert of(Learned, outputs) == []
