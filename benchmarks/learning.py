@@ -13,10 +13,24 @@ import time
 from benchmarks.harness import Report
 from benchmarks.inference_parts.driving import progress
 from benchmarks.learning_parts.accuracy import any_batch_size, deadline_and_one_by_one
+from benchmarks.learning_parts.bad_updates import bad_updates
+from benchmarks.learning_parts.freshness import freshness
+from benchmarks.learning_parts.kills import kills
 from benchmarks.learning_parts.speed import speed
+from benchmarks.learning_parts.staleness import staleness
 from benchmarks.learning_parts.weights import importance, negatives
 
-PARTS = (speed, any_batch_size, deadline_and_one_by_one, importance, negatives)
+PARTS = (
+    speed,
+    freshness,
+    any_batch_size,
+    deadline_and_one_by_one,
+    kills,
+    bad_updates,
+    staleness,
+    importance,
+    negatives,
+)
 
 
 def main() -> int:

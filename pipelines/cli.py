@@ -71,6 +71,7 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     )
     add("--learner", choices=("sparse", "torch"), default="sparse", help="hashed ids in numpy, or a torch module")
     add("--rate", type=float, default=2_000.0, help="of --form=parallel: events a second")
+    add("--no_gate", action="store_true", help="let bad updates serve: no gate, and no automatic rollback")
     add("--max_size", type=int, default=256, help="most requests in a micro-batch")
     add(
         "--max_delay",
@@ -107,7 +108,7 @@ def _personalize(args: argparse.Namespace, flags: Sequence[str], ours: Sequence[
         from contbatch.pipelines.options import pipeline_options
         from contbatch.pipelines.personalize import PersonalizeConfig, run
         from contbatch.pipelines.summary import show, summarise
-        from contbatch.transforms import BatchPolicy
+        from contbatch.transforms import BatchPolicy, GatePolicy
 
         logging.getLogger().setLevel(logging.WARNING)
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # its tracebacks: ours go to a file
@@ -131,6 +132,7 @@ def _personalize(args: argparse.Namespace, flags: Sequence[str], ours: Sequence[
                 form=args.form,
                 learner=args.learner,
                 rate=args.rate,
+                gate=None if args.no_gate else GatePolicy(),
             )
         except (ValueError, OSError) as error:
             raise UsageError(str(error)) from error

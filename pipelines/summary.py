@@ -40,6 +40,7 @@ def summarise(config: PersonalizeConfig, runner: str, seconds: float) -> dict[st
         **_batches(predictions),
         **_scores(learned, config),
         **_freshness(predictions, learned),
+        "rollbacks": len(ModelStore(FileSystems.join(config.out, STORE)).restores()),
         "seconds": round(seconds, 1),
         "runner": runner,
         "form": config.form,
@@ -85,7 +86,7 @@ def show(summary: dict[str, Any], out: str, console: Console) -> None:
     title = f"Label to first prediction that knows it: p50 {p50} s, p99 {p99} s{clock}"
     console.print(_bars(title, "freshness", "labels", summary["freshness"]))
     console.print(
-        f"{summary['versions']} model versions, {summary['seconds']} s on {summary['runner']}; "
+        f"{summary['versions']} model versions, {summary['rollbacks']} rolled back, {summary['seconds']} s on {summary['runner']}; "
         f"predictions, models and summary.json are in {out}",
         highlight=False,
         soft_wrap=True,

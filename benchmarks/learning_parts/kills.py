@@ -64,7 +64,7 @@ FEEDBACK = AvroCodec(
 
 def workload(requests: int = REQUESTS, bundle: int = BUNDLE) -> list[list[Event]]:
     """Return bundles of requests and their feedback: 5 % of the feedback twice, 8 s apart, 5 % of all out of order."""
-    rng = random.Random(SEED)
+    rng = random.Random(SEED)  # noqa: S311
     events: list[Event] = []
     for row in range(requests):
         seconds, user, item, price = row * 0.1, rng.randrange(40), rng.randrange(60), rng.expovariate(0.1)
@@ -252,7 +252,7 @@ def _without_buffer(process: Callable[..., Any], buffer: Any, **parts: Any) -> A
 
 def run_killed(job: Job, learner: Any, kills: int) -> int:
     """Run a job to its end in processes that are killed; returns how many were."""
-    rng, killed = random.Random(SEED), 0
+    rng, killed = random.Random(SEED), 0  # noqa: S311
     while True:
         point = POINTS[killed % len(POINTS)]
         reach = {"after step": 8, "before commit": 2}.get(point, 1)

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.harness import Report
-from contbatch.pipelines.movielens import FIELDS, Rating, find_folder, read_ratings
-from contbatch.transforms.learning import auc
+from contbatch.pipelines.movielens import FIELDS, INTERACTIONS, Rating, find_folder, read_ratings
+from contbatch.transforms.learning import SparseLearner, auc
+from contbatch.transforms.learning.batches import Batch, Floats
 from contbatch.transforms.learning.learner import Arrays, Columns
-from contbatch.transforms.learning.staleness import Applier, Batch, Floats, LinearLearner, OnStale
+from contbatch.transforms.learning.staleness import Applier, OnStale
 
 BOUNDS = (0, 2, 8)
 STEPS = 1_000_000
@@ -36,7 +37,7 @@ def staleness(report: Report) -> None:
         report.at_most(f"{name}: applied beyond it", "", broken, 0)
         report.at_most(f"{name}: rows not learned exactly once", "", misused, 0)
     report.note(f"the oldest of {STEPS:,} gradients, when it came", "versions", oldest)
-    batches, learner = _movielens(), LinearLearner(FIELDS)
+    batches, learner = _movielens(), SparseLearner(FIELDS, INTERACTIONS)
     unbounded = _asynchronous(learner, batches, UNBOUNDED, "recompute")
     serial = _delayed(learner, batches, 0)
     for bound in BOUNDS:
@@ -144,7 +145,7 @@ class _Run(NamedTuple):
     delay: float
 
 
-def _asynchronous(learner: LinearLearner, batches: Sequence[Batch], bound: int, on_stale: OnStale) -> _Run:
+def _asynchronous(learner: SparseLearner, batches: Sequence[Batch], bound: int, on_stale: OnStale) -> _Run:
     """Train by workers; each batch is scored on the weights of the moment at which its gradient comes."""
     applier = Applier(learner, bound, on_stale)
     held, scores = {}, []
@@ -161,7 +162,7 @@ def _asynchronous(learner: LinearLearner, batches: Sequence[Batch], bound: int, 
     return _Run(_auc(batches, scores), recomputed, dropped, delay / applier.version)
 
 
-def _delayed(learner: LinearLearner, batches: Sequence[Batch], delay: int) -> float:
+def _delayed(learner: SparseLearner, batches: Sequence[Batch], delay: int) -> float:
     """Train in one loop on gradients of weights that are ``delay`` versions old, scored as the others are."""
     state, scores = learner.init(), []
     waiting: deque[Arrays] = deque(learner.gradient(state, *batch) for batch in batches[:delay])

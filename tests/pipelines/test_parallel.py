@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -34,4 +35,4 @@ def test_events_have_the_times_at_which_they_were_due(ratings: Path, tmp_path: P
     run(ratings, tmp_path / "out", "--form=parallel", "--rate=1000")
     times = sorted(record["request_time"] for record in records(tmp_path / "out" / "predictions.avro"))
     assert (times[-1] - times[0]) / MICROS == pytest.approx(0.8, abs=0.05)  # 800 events, the last labels behind
-    assert all(b > a for a, b in zip(times, times[1:], strict=False))
+    assert all(b > a for a, b in pairwise(times))

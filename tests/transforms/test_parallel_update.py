@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,17 @@ from apache_beam.testing.test_stream import TestStream
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
-from contbatch.transforms import ModelStore, Published
+from contbatch.transforms import ModelStore, Published, SparseLearner
 from contbatch.transforms.learning import mean_log_loss
-from contbatch.transforms.learning.staleness import Applier, Batch, LinearLearner
-from contbatch.transforms.parallel_update import (
-    BadChunk,
-    ParallelUpdate,
-    Update,
-    _ApplyFn,
-    _GradientFn,
-    pack_batch,
-    unpack_batch,
-)
+from contbatch.transforms.learning.batches import Batch, pack_batch
+from contbatch.transforms.learning.staleness import Applier
+from contbatch.transforms.parallel_apply import ApplyFn, Update
+from contbatch.transforms.parallel_gradient import BadChunk
+from contbatch.transforms.parallel_update import ParallelUpdate
 from contbatch.transforms.testing import ManualClock, Sink
 from tests.transforms.places import Bag, Cell
 
-LEARNER = LinearLearner(("user", "item"), bits=6)
+LEARNER = SparseLearner(("user", "item"), ((("user",), ("item",)),), factors=2, bits=6)
 SHARDS = ("a", "b", "c")
 CODER = coders.TupleCoder((coders.StrUtf8Coder(), coders.BytesCoder()))
 
@@ -186,21 +182,6 @@ def test_settings_outside_their_range_are_refused(tmp_path: Path, settings: Any,
         ParallelUpdate(LEARNER, str(tmp_path), **settings)
 
 
-def test_a_batch_comes_back_as_it_was() -> None:
-    given = Batch({"x": np.array([[1.5, 2.0], [3.0, 4.0]]), "tags": [["a"], []]}, np.array([0.0, 1.0]), np.ones(2))
-    back = unpack_batch(pack_batch(given))
-    assert back.columns["tags"] == [["a"], []]
-    assert back.columns["x"].tolist() == [[1.5, 2.0], [3.0, 4.0]]  # type: ignore[attr-defined]
-    assert back.labels.tolist() == [0.0, 1.0]
-
-
-@pytest.mark.parametrize("sizes", [(0, 0, 0), (2, 1, 2), (2, 2, 1), (1, 2, 2)])
-def test_a_batch_of_unequal_sizes_or_none_is_refused(sizes: tuple[int, int, int]) -> None:
-    values, labels, weights = sizes
-    with pytest.raises(ValueError, match="the sizes of a batch are"):
-        pack_batch(Batch({"user": ["u"] * values}, np.ones(labels), np.ones(weights)))
-
-
 class Unordered(Bag):
     """A bag promises no order."""
 
@@ -213,15 +194,15 @@ class Bench:
 
     def __init__(self, folder: Path, **settings: Any) -> None:
         given = {"publish_every": 4, "poll_every": 0, "snapshot_every": 3, **settings}
-        self._settings = ParallelUpdate(LEARNER, str(folder), **given)._settings
+        self._transform = ParallelUpdate(LEARNER, str(folder), **given)
         self.log, self.head = Unordered(), Cell()
-        self.worker = _GradientFn(self._settings)
+        self.worker = self._transform._gradient
         self.worker.setup()
         self.outputs: list[Any] = []
         self.messages: list[Any] = []
 
-    def instance(self) -> _ApplyFn:
-        fn = _ApplyFn(self._settings)
+    def instance(self) -> ApplyFn:
+        fn = copy(self._transform._apply)
         fn.setup()
         return fn
 
@@ -230,7 +211,7 @@ class Bench:
         self.messages.append(value.value)
         return value.value
 
-    def bundle(self, fn: _ApplyFn, messages: list[Any], fails: bool = False) -> None:
+    def bundle(self, fn: ApplyFn, messages: list[Any], fails: bool = False) -> None:
         before, outputs = (list(self.log), self.head.value), []
         fn.start_bundle()
         for message in messages:
@@ -320,17 +301,18 @@ def test_a_version_of_the_same_number_but_other_weights_is_not_ours(tmp_path: Pa
 
 
 def test_the_loss_of_a_version_is_of_what_was_learned(tmp_path: Path) -> None:
-    """Batch 0 (1 row) is learned at score 1/2; 1 and 2 are dropped; 3 (1 row) is learned as version 1 scores it."""
+    """Batch 0 (1 row) is learned as the initial weights score it, 1 and 2 are dropped, 3 (1 row) as version 1 does."""
     clock = ManualClock()
     bench = Bench(tmp_path, bound=0, on_stale="drop", publish_every=1, poll_every=1.0, clock=clock)
     for number in range(4):
         clock.advance(1.0 if number == 3 else 0.0)
         bench.bundle(bench.instance(), [bench.message(number)])
-    (score,) = LEARNER.predict(LEARNER.step(LEARNER.init(), *batch(0)), batch(3).columns)
+    (first,) = LEARNER.predict(LEARNER.init(), batch(0).columns)
+    (second,) = LEARNER.predict(LEARNER.step(LEARNER.init(), *batch(0)), batch(3).columns)
     labels = [*batch(0).labels, *batch(3).labels]
     newest = ModelStore(str(tmp_path)).versions()[-1]
     assert (newest.version, newest.examples) == ("0.2", 2)
-    assert newest.loss == pytest.approx(mean_log_loss([0.5, score], labels))
+    assert newest.loss == pytest.approx(mean_log_loss([first, second], labels))
 
 
 def test_a_new_job_supersedes_the_versions_of_an_earlier_one(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from apache_beam.testing.test_stream import TestStream
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from apache_beam.utils.timestamp import Timestamp
 
-from contbatch.transforms import BatchPolicy, Event, Failed, Learned, ModelStore, Prediction, Published
+from contbatch.transforms import BatchPolicy, Event, Failed, GatePolicy, Learned, ModelStore, Prediction, Published
 from contbatch.transforms.coders import EventCoder
 from contbatch.transforms.events import END_OF_TIME, MICROS, pack
 from contbatch.transforms.keyed_state import Bag, Cell, KeyedState, Timer
@@ -310,3 +310,51 @@ def test_what_an_operator_restores_is_where_learning_goes_on(small: Any, tmp_pat
     straight, replayed = digest(fn), digest(other)
     assert (fn._journal.rebuilt, other._journal.rebuilt) == (0, 1)
     assert all(np.array_equal(straight[name], replayed[name]) for name in straight | replayed)
+
+
+class Fragile:
+    """Predicts the mean label; a label of exactly 0.25 makes its weights not a number."""
+
+    fields = ("user",)
+
+    def init(self) -> Any:
+        return np.array([0.0, 0.0])
+
+    def predict(self, state: Any, columns: Any) -> Any:
+        return np.full(len(columns["user"]), (state[0] + 1) / (state[1] + 2))
+
+    def step(self, state: Any, columns: Any, labels: Any, weights: Any) -> Any:
+        return state + (np.nan if 0.25 in labels else np.array([labels.sum(), len(labels)]))
+
+    def export(self, state: Any) -> Any:
+        return {"state": state.copy()}
+
+    def load(self, arrays: Any) -> Any:
+        return arrays["state"].copy()
+
+
+@pytest.mark.parametrize("form", ["serial", "trainer"])
+def test_a_bad_update_is_rolled_back_in_both_forms(small: Any, tmp_path: Path, form: str) -> None:
+    """Request and label 30 break the weights; a version is published every 10 labels."""
+    events = []
+    for row in range(60):
+        value = 0.25 if row == 30 else float(row % 2)
+        events += [small.request(row, row), small.label(row, row + 0.5, value=value)]
+    given = {"learner": Fragile(), "gate": GatePolicy(every=8, settle=0, refresh=8, trial=4), "publish_every": 10}
+    if form == "serial":
+        outputs = run(beam.Create(events), small.transform(tmp_path / "store", **given))
+        scores = {one.request_id: one.score for one in outputs if isinstance(one, Prediction)}
+        assert len(scores) == 60
+        assert [name for name, score in scores.items() if not np.isfinite(score)] == []
+        learned = [one for one in outputs if isinstance(one, Learned)]
+    else:
+        learned = learn(beam.Create(events), small, tmp_path / "store", **given)["learned"]
+    assert len(learned) == 60
+    store = ModelStore(str(tmp_path / "store"))
+    (restore,) = store.restores()
+    serving = store.versions()
+    assert restore == (0, serving[2].parent)
+    assert serving[2].epoch == 1
+    assert serving[2].gate.startswith("rollback: ")
+    assert [one.parent for one in serving[3:]] == [one.version for one in serving[2:-1]]
+    assert all(np.isfinite(store.read(one)["state"]).all() for one in serving)

@@ -17,6 +17,16 @@ Arrays = dict[str, NDArray[Any]]
 State = TypeVar("State")
 
 
+def prefixed(arrays: Arrays, prefix: str) -> Arrays:
+    """Return the arrays with a prefix before each name, to lie beside others."""
+    return {f"{prefix}{name}": array for name, array in arrays.items()}
+
+
+def unprefixed(arrays: Arrays, prefix: str) -> Arrays:
+    """Return the arrays whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
 class Learner(Protocol[State]):
     """A model that learns from a stream of micro-batches.
 

@@ -25,7 +25,7 @@ from contbatch.transforms.events import END_OF_TIME, MICROS, Event, Kind
 from contbatch.transforms.learning.config import Order, PrequentialConfig
 from contbatch.transforms.learning.gate import Gate
 from contbatch.transforms.learning.join import Join, Label, Refusal, Served, dump_event, load_event
-from contbatch.transforms.learning.learner import Arrays
+from contbatch.transforms.learning.learner import Arrays, Columns
 from contbatch.transforms.learning.lineage import Lineage, Version
 from contbatch.transforms.learning.manifest import Restore
 from contbatch.transforms.records import Failed, Learned, Prediction
@@ -112,7 +112,7 @@ class PrequentialLoop(Generic[State]):
                 yield from self._close(event.time, Reason.SIZE)
         self._frontier = max(self._frontier, upto)
         yield from self._pass(upto, Kind.REQUEST)
-        if upto == END_OF_TIME and self._lineage.is_due(1, math.inf):
+        if upto == END_OF_TIME and self._is_due(1, math.inf):
             yield self._version()
 
     def _pass(self, time: int, kind: Kind) -> Iterator[Output]:
@@ -137,9 +137,9 @@ class PrequentialLoop(Generic[State]):
             yield self._failed(events[position], why)
         matched: list[Label] = []
         if kept:
-            version = self._lineage.name(self._gate.serving_step)
-            scores = self._config.learner.predict(self._gate.serving, columns).tolist()
-            for request_id, position, score in zip(columns["request_id"], kept, scores, strict=True):
+            scores, step = self._gate.predict(columns)
+            version = self._lineage.name(step)
+            for request_id, position, score in zip(columns["request_id"], kept, scores.tolist(), strict=True):
                 event = events[position]
                 served = Served(event.time, event.payload, score, version)
                 matched += self._join.serve(request_id, served)
@@ -200,11 +200,16 @@ class PrequentialLoop(Generic[State]):
             if verdict.action == "rollback":
                 yield Restored(lineage.roll_back(verdict.step), verdict.why)
             yield self._version()
-        elif (
-            lineage.is_due(config.publish_every, config.publish_seconds * MICROS)
-            and self._gate.serving_step == self._gate.step
-        ):
+        elif self._is_due(config.publish_every, config.publish_seconds * MICROS) and self._is_finite(columns):
             yield self._version()
+
+    def _is_finite(self, columns: Columns) -> bool:
+        """Return whether the weights give scores; where they do not, the gate will find it."""
+        return bool(np.isfinite(self._config.learner.predict(self._gate.serving, columns)).all())
+
+    def _is_due(self, examples: int, micros: float) -> bool:
+        """Return whether there is something to publish: not while older weights serve in the place of the live ones."""
+        return self._gate.serving_step == self._gate.step and self._lineage.is_due(examples, micros)
 
     def _version(self) -> Version:
         return self._lineage.version(self._config.learner.export(self._gate.serving), self._gate.serving_step)

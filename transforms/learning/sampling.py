@@ -9,7 +9,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from contbatch.transforms.learning.learner import Arrays, Columns, Learner
+from contbatch.transforms.learning.learner import Arrays, Columns, Learner, prefixed, unprefixed
 
 Floats = NDArray[np.float64]
 
@@ -72,8 +72,7 @@ class Downsampled(Generic[State]):
 
     def export(self, state: State) -> Arrays:
         """Return the rate and, under ``inner/``, the inner learner's arrays."""
-        inner = {f"inner/{name}": array for name, array in self.learner.export(state).items()}
-        return {"rate": np.array([self.rate]), **inner}
+        return {"rate": np.array([self.rate]), **prefixed(self.learner.export(state), "inner/")}
 
     def load(self, arrays: Arrays) -> State:
         """Return the exported state."""
@@ -83,10 +82,7 @@ class Downsampled(Generic[State]):
                 f"the arrays were learned at rate {rate}, not {self.rate}: their scores would be corrected wrongly; "
                 "load them with that rate, or learn from the start"
             )
-        prefix = "inner/"
-        return self.learner.load(
-            {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-        )
+        return self.learner.load(unprefixed(arrays, "inner/"))
 
 
 def uniform(value: object) -> float:

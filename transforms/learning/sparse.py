@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from contbatch.transforms.learning.chunks import Chunk, cut
+from contbatch.transforms.learning.chunks import Chunk, cut, sigmoid
 from contbatch.transforms.learning.coordinate import Ftrl, adagrad
-from contbatch.transforms.learning.hashing import BIAS, Floats, Tokens, encode, hash_values
+from contbatch.transforms.learning.hashing import BIAS, Floats, Ids, Tokens, encode, hash_values
 from contbatch.transforms.learning.initial import InitialFactors
 from contbatch.transforms.learning.learner import Arrays, Columns
 
@@ -131,19 +131,48 @@ class SparseLearner:
         logits = np.bincount(tokens.rows, used[:, 0], tokens.size).astype(float, copy=False)  # int for no rows
         for left, right in self.interactions:
             logits += (_vectors(used, tokens, left) * _vectors(used, tokens, right)).sum(axis=1)
-        return _sigmoid(logits)
+        return sigmoid(logits)
 
     def step(self, state: SparseState, columns: Columns, labels: Floats, weights: Floats) -> SparseState:
         """Learn the rows in chunks, in order; changes ``state`` in place and returns it."""
-        together = max(self.chunk, _TOGETHER - _TOGETHER % self.chunk)
-        for start in range(0, len(labels), together):
-            part = slice(start, start + together)
-            tokens = encode({field: columns[field][part] for field in self.fields}, self.fields, self.bits)
-            state.touched[tokens.slots] = True
-            ours, mass = labels[part], weights[part]
-            with np.errstate(all="ignore"):  # _learn refuses what is not finite
-                for chunk in cut(tokens, mass, self._sides, self.chunk, self.bits):
-                    self._learn(state, chunk, ours[chunk.rows], mass[chunk.rows])
+        with np.errstate(all="ignore"):  # _update refuses what is not finite
+            for tokens, chunks in self._cut(columns, labels, weights):
+                state.touched[tokens.slots] = True
+                for chunk in chunks:
+                    self._learn(state, chunk)
+        return state
+
+    def gradient(self, state: SparseState, columns: Columns, labels: Floats, weights: Floats) -> Arrays:
+        """Return the gradient of n rows as one update, however many chunks they are; leaves ``state`` as it is.
+
+        :meth:`apply` on the same state is :meth:`step` to the bit, if the rows are one chunk.
+
+        Returns:
+            ``slots``, the k that the rows use, ascending; ``gradient``, the sum for each, shape (k, 1 + factors);
+            ``rows``, how many, shape (1,).
+        """
+        with np.errstate(all="ignore"):  # apply refuses what is not finite
+            parts = [
+                (chunk.slots, self._gradient(state.weights.take(chunk.slots, 0), chunk))
+                for _, chunks in self._cut(columns, labels, weights)
+                for chunk in chunks
+            ]
+            slots = np.unique(np.concatenate([np.empty(0, np.int64), *(part for part, _ in parts)]))
+            total = np.zeros((len(slots), 1 + self.factors))
+            for part, gradient in parts:
+                total[slots.searchsorted(part)] += gradient
+        return {"slots": slots, "gradient": total, "rows": np.array([len(labels)])}
+
+    def apply(self, state: SparseState, gradient: Arrays) -> SparseState:
+        """Move each slot of a gradient once; changes ``state`` in place and returns it.
+
+        One that is not finite is not learned, and its rows are counted in :attr:`SparseState.refused`.
+        """
+        slots = gradient["slots"]
+        state.touched[slots] = True
+        with np.errstate(all="ignore"):  # _update refuses what is not finite
+            used = state.weights.take(slots, 0)
+            self._update(state, slots, used, gradient["gradient"].copy(), int(gradient["rows"][0]))
         return state
 
     def export(self, state: SparseState) -> Arrays:
@@ -218,24 +247,32 @@ class SparseLearner:
         """Return a row for the linear weight and the factor, shape ``(1, 1 + factors)``."""
         return np.array([[linear, *[factor] * self.factors]])
 
-    def _learn(self, state: SparseState, chunk: Chunk, labels: Floats, weights: Floats) -> None:
-        """Update each slot of a chunk once, by the sum of its gradients."""
-        slots, matrix = chunk.slots, chunk.matrix
-        used, before = state.weights.take(slots, 0), state.squares.take(slots, 0)
-        sums = matrix.dot(used).reshape(len(labels), -1, used.shape[1])
-        left, right = sums[:, 1::2, 1:], sums[:, 2::2, 1:]
-        error = (_sigmoid(sums[:, 0, 0] + np.einsum("rif,rif->r", left, right)) - labels) * weights
-        pull = np.zeros(sums.shape)
-        pull[:, 0, 0] = error
-        error = error[:, None, None]
-        np.multiply(right, error, out=pull[:, 1::2, 1:])
-        np.multiply(left, error, out=pull[:, 2::2, 1:])
-        gradient = matrix.T.dot(pull.reshape(len(matrix), -1))
+    def _cut(self, columns: Columns, labels: Floats, weights: Floats) -> Iterator[tuple[Tokens, Iterator[Chunk]]]:
+        """Yield the rows in parts, each encoded and in chunks."""
+        together = max(self.chunk, _TOGETHER - _TOGETHER % self.chunk)
+        for start in range(0, len(labels), together):
+            part = slice(start, start + together)
+            tokens = encode({field: columns[field][part] for field in self.fields}, self.fields, self.bits)
+            yield tokens, cut(tokens, labels[part], weights[part], self._sides, self.chunk, self.bits)
+
+    def _learn(self, state: SparseState, chunk: Chunk) -> None:
+        """Update each slot of a chunk once. A call of its own: its arrays are freed before those of the next."""
+        used = state.weights.take(chunk.slots, 0)
+        self._update(state, chunk.slots, used, self._gradient(used, chunk), len(chunk.labels))
+
+    def _gradient(self, used: Floats, chunk: Chunk) -> Floats:
+        """Return the sum of a chunk's gradients, shape (k, 1 + factors); ``used`` is what its slots hold."""
+        gradient = chunk.gradient(used)
         gradient += used * (chunk.mass * self._penalty)
+        return gradient
+
+    def _update(self, state: SparseState, slots: Ids, used: Floats, gradient: Floats, rows: int) -> None:
+        """Move slots once, from ``used``, what they hold now; uses ``used`` and ``gradient`` up."""
+        before = state.squares.take(slots, 0)
         squares = gradient * gradient
         squares += before
         if not np.isfinite(squares).all():
-            state.refused[...] += len(labels)
+            state.refused[...] += rows
             return
         if self.ftrl:
             state.z[slots] = z = self.ftrl.advance(
@@ -257,7 +294,3 @@ def _vectors(used: Floats, tokens: Tokens, side: Sequence[str]) -> Floats:
         else:
             np.add.at(total, tokens.rows[at], used[at, 1:] * shares[:, None])
     return total
-
-
-def _sigmoid(logits: Floats) -> Floats:
-    return 0.5 + 0.5 * np.tanh(0.5 * logits)

@@ -7,8 +7,8 @@ were made since its weights were read.
 Stale Synchronous Parallel (Ho et al., 2013) bounds staleness by holding up the fastest worker until the slowest has
 caught up. Inside Beam nobody may wait, so here the bound acts where a gradient is applied: one beyond it is computed
 again at the current weights, or dropped. So a stalled worker holds up no other, and with bound 0 the result is that
-of serial training. Rejected: a smaller step for a stale gradient, ``1 / (1 + staleness)``, which cost AUC at every
-staleness tried.
+of serial training. Rejected: a smaller step for a stale gradient, ``1 / (1 + staleness)``. On MovieLens 100k it is
+worth 0.001 AUC at 1 version behind and costs 0.002 at 2, 0.008 at 8 and 0.023 at 32.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
 from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, get_args
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-from contbatch.transforms.learning.learner import Arrays, Columns, Learner
+from contbatch.transforms.learning.batches import Batch
+from contbatch.transforms.learning.learner import Arrays, Columns, Learner, prefixed, unprefixed
 
 Floats = NDArray[np.float64]
 State = TypeVar("State")
@@ -33,32 +32,16 @@ OnStale = Literal["recompute", "drop"]
 
 
 class GradientLearner(Learner[State], Protocol[State]):
-    """A learner whose step comes in two halves, which may be done in different places."""
+    """A learner whose update comes in two halves, which may be done in different places.
+
+    The rows of a gradient are one update, also where :meth:`step` would make several of them.
+    """
 
     def gradient(self, state: State, columns: Columns, labels: Floats, weights: Floats) -> Arrays:
         """Return the gradient, a sum over n rows, as plain arrays. Leaves ``state`` as it is."""
 
     def apply(self, state: State, gradient: Arrays) -> State:
         """Take one step along a gradient; the given state is used up."""
-
-
-class Batch(NamedTuple):
-    """The rows of one gradient.
-
-    Attributes:
-        columns: n values for each field.
-        labels: shape (n,).
-        weights: importance, shape (n,).
-    """
-
-    columns: Columns
-    labels: Floats
-    weights: Floats
-
-    @property
-    def size(self) -> int:
-        """The number of rows."""
-        return len(self.labels)
 
 
 class Fate(StrEnum):
@@ -193,9 +176,8 @@ class Applier(Generic[State]):
 
     def export(self) -> Arrays:
         """Return all that :meth:`load` needs to go on exactly from here."""
-        arrays = {f"model/{name}": array for name, array in self._learner.export(self.state).items()}
         counts = [[self._gradients[fate], self._examples[fate]] for fate in Fate]
-        return arrays | {
+        return prefixed(self._learner.export(self.state), "model/") | {
             "version": np.array([self.version]),
             "counts": np.array(counts),
             "staleness": np.array(sorted(self._staleness.items()), np.int64).reshape(-1, 2),
@@ -207,113 +189,9 @@ class Applier(Generic[State]):
         Raises:
             ValueError: the arrays are of another configuration.
         """
-        prefix = "model/"
-        model = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-        self.state = self._learner.load(model)
+        self.state = self._learner.load(unprefixed(arrays, "model/"))
         self.version = int(arrays["version"][0])
         gradients, examples = arrays["counts"].T.tolist()
         self._gradients = Counter(dict(zip(Fate, gradients, strict=True)))
         self._examples = Counter(dict(zip(Fate, examples, strict=True)))
         self._staleness = Counter(dict(arrays["staleness"].tolist()))
-
-
-class LinearState(NamedTuple):
-    """Per slot a weight and its AdaGrad sum of squared gradients, both of shape ``(2**bits,)``."""
-
-    weights: Floats
-    squares: Floats
-
-
-@dataclass(frozen=True)
-class LinearLearner:
-    """Logistic regression on hashed ids, ``sigmoid(sum of weights)``, as a :class:`GradientLearner`.
-
-    Every field holds a string, a number or a list of them per row; each value is hashed with its field's name into
-    one of ``2**bits`` slots. A step is AdaGrad per coordinate (Duchi, Hazan and Singer, 2011) on the sum of the rows'
-    gradients.
-
-    Attributes:
-        fields: names of the columns read.
-        bits: log2 of the number of slots, 4 to 28.
-        rate: learning rate.
-        accumulator: initial sum of squared gradients.
-
-    Raises:
-        ValueError: an attribute is outside its range.
-    """
-
-    fields: tuple[str, ...]
-    bits: int = 16
-    rate: float = 0.2
-    accumulator: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not self.fields:
-            raise ValueError("fields is empty; name at least one column")
-        if not 4 <= self.bits <= 28:
-            raise ValueError(f"bits is {self.bits}; give 4 to 28")
-        for name in ("rate", "accumulator"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a number above 0")
-
-    def init(self) -> LinearState:
-        """Return weights of 0."""
-        return LinearState(np.zeros(1 << self.bits), np.full(1 << self.bits, self.accumulator))
-
-    def predict(self, state: LinearState, columns: Columns) -> Floats:
-        """Return the probability of a positive label per row, shape (n,)."""
-        slots, rows = self._encode(columns)
-        return _probability(state, slots, rows, len(columns[self.fields[0]]))
-
-    def gradient(self, state: LinearState, columns: Columns, labels: Floats, weights: Floats) -> Arrays:
-        """Return the slots that the rows use, in order, and each one's summed gradient."""
-        slots, rows = self._encode(columns)
-        error = (_probability(state, slots, rows, len(labels)) - labels) * weights
-        unique, position = np.unique(slots, return_inverse=True)
-        return {"slots": unique, "gradient": np.bincount(position, error[rows], len(unique))}
-
-    def apply(self, state: LinearState, gradient: Arrays) -> LinearState:
-        """Take one step; changes ``state`` in place and returns it."""
-        slots, total = gradient["slots"], gradient["gradient"]
-        state.squares[slots] += total * total
-        state.weights[slots] -= self.rate * total / np.sqrt(state.squares[slots])
-        return state
-
-    def step(self, state: LinearState, columns: Columns, labels: Floats, weights: Floats) -> LinearState:
-        """Learn the rows in one step; changes ``state`` in place and returns it."""
-        return self.apply(state, self.gradient(state, columns, labels, weights))
-
-    def export(self, state: LinearState) -> Arrays:
-        """Return a copy of the state."""
-        return {name: array.copy() for name, array in state._asdict().items()}
-
-    def load(self, arrays: Arrays) -> LinearState:
-        """Return the exported state."""
-        weights, squares = arrays["weights"], arrays["squares"]
-        if weights.shape != (1 << self.bits,):
-            raise ValueError(
-                f"weights of shape {weights.shape} do not fit bits={self.bits}; load them with the configuration "
-                "that they were exported with"
-            )
-        return LinearState(weights.copy(), squares.copy())
-
-    def _encode(self, columns: Columns) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the slot and the row of every value."""
-        mask = (1 << self.bits) - 1
-        slots, rows = [], []
-        for field in self.fields:
-            for row, value in enumerate(columns[field]):
-                for part in value if isinstance(value, list) else (value,):
-                    slots.append(_slot(field, part, mask))
-                    rows.append(row)
-        return np.array(slots, np.int64), np.array(rows, np.int64)
-
-
-@lru_cache(maxsize=1 << 16, typed=True)
-def _slot(field: str, value: object, mask: int) -> int:
-    return crc32(str(value).encode(), crc32(field.encode())) & mask
-
-
-def _probability(state: LinearState, slots: NDArray[np.int64], rows: NDArray[np.int64], size: int) -> Floats:
-    logits = np.bincount(rows, state.weights[slots], size).astype(float, copy=False)  # int for no rows
-    return 0.5 + 0.5 * np.tanh(0.5 * logits)

@@ -11,7 +11,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from contbatch.transforms.learning.learner import Arrays, Columns, Learner
+from contbatch.transforms.learning.learner import Arrays, Columns, Learner, prefixed, unprefixed
 
 Floats = NDArray[np.float64]
 
@@ -211,7 +211,7 @@ class Standardized(Generic[State]):
             "squares": squares.copy(),
             "skipped": skipped.copy(),
             "time": np.array([time]),
-            **{f"inner/{name}": array for name, array in self.learner.export(state.inner).items()},
+            **prefixed(self.learner.export(state.inner), "inner/"),
         }
 
     def load(self, arrays: Arrays) -> StandardizedState[State]:
@@ -224,9 +224,7 @@ class Standardized(Generic[State]):
             )
         weight, mean, squares, skipped = (arrays[name] for name in ("weight", "mean", "squares", "skipped"))
         statistics = RunningStatistics.of(weight, mean, squares, skipped, arrays["time"][0])
-        prefix = "inner/"
-        inner = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-        return StandardizedState(statistics, self.learner.load(inner))
+        return StandardizedState(statistics, self.learner.load(unprefixed(arrays, "inner/")))
 
     def _values(self, columns: Columns) -> Floats:
         """Return the raw numbers, shape (n, k)."""

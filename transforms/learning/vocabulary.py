@@ -18,7 +18,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from contbatch.transforms.learning.learner import Arrays, Columns, Learner
+from contbatch.transforms.learning.learner import Arrays, Columns, Learner, prefixed, unprefixed
 from contbatch.transforms.learning.statistics import floats
 
 Floats = NDArray[np.float64]
@@ -275,12 +275,10 @@ class BoundedIds(Generic[State]):
 
     def export(self, state: BoundedState[State]) -> Arrays:
         """Return the tables, under ``ids/FIELD/``, and the inner learner's arrays, under ``inner/``."""
-        tables = {
-            f"ids/{field}/{name}": array
-            for field, table in state.tables.items()
-            for name, array in table.export().items()
-        }
-        return tables | {f"inner/{name}": array for name, array in self.learner.export(state.inner).items()}
+        tables: Arrays = {}
+        for field, table in state.tables.items():
+            tables |= prefixed(table.export(), f"ids/{field}/")
+        return tables | prefixed(self.learner.export(state.inner), "inner/")
 
     def load(self, arrays: Arrays) -> BoundedState[State]:
         """Return the exported state."""
@@ -289,8 +287,8 @@ class BoundedIds(Generic[State]):
             if f"ids/{field}/keys" not in arrays:
                 raise ValueError(f"the arrays have no table of {field!r}; load them with the ids of their export")
             tables[field] = self._table()
-            tables[field].load(_under(arrays, f"ids/{field}/"))
-        return BoundedState(tables, self.learner.load(_under(arrays, "inner/")))
+            tables[field].load(unprefixed(arrays, f"ids/{field}/"))
+        return BoundedState(tables, self.learner.load(unprefixed(arrays, "inner/")))
 
     def _table(self) -> IdTable:
         return IdTable(self.capacity, self.admit_after, self.ttl)
@@ -306,7 +304,3 @@ def _numbered(tables: dict[str, IdTable], keys: dict[str, list[Any]], columns: C
 
 def _each(function: Callable[[Any], Any], column: Sequence[Any]) -> list[Any]:
     return [[function(value) for value in entry] if isinstance(entry, list) else function(entry) for entry in column]
-
-
-def _under(arrays: Arrays, prefix: str) -> Arrays:
-    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

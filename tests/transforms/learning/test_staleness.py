@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -11,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contbatch.transforms.learning.staleness import Applier, Batch, Fate, GradientLearner, LinearLearner, Outcome
+from contbatch.transforms.learning import SparseLearner
+from contbatch.transforms.learning.batches import Batch
+from contbatch.transforms.learning.staleness import Applier, Fate, GradientLearner, Outcome
 
-LINEAR = LinearLearner(("user", "tags"), bits=8)
+SPARSE = SparseLearner(("user", "tags"), ((("user",), ("tags",)),), factors=2, bits=8)
 
 
 class SpyState(NamedTuple):
@@ -129,17 +130,16 @@ def test_nothing_applied_is_staler_than_the_bound_and_every_row_has_one_fate(
 @given(delays, batches_of_people)
 def test_with_bound_0_it_is_serial_training_to_the_bit(behind: list[int], batches: list[Batch]) -> None:
     behind = (behind + [3] * len(batches))[: len(batches)]
-    applier = Applier(LINEAR, bound=0)
-    history = [LINEAR.init()]
+    applier = Applier(SPARSE, bound=0)
+    history = [SPARSE.init()]
     for delay, batch in zip(behind, batches, strict=True):
         version = max(applier.version - delay, 0)
-        applier.submit(version, LINEAR.gradient(history[version], *batch), batch)
-        history.append(LINEAR.load(LINEAR.export(applier.state)))
-    serial = LINEAR.init()
+        applier.submit(version, SPARSE.gradient(history[version], *batch), batch)
+        history.append(SPARSE.load(SPARSE.export(applier.state)))
+    serial = SPARSE.init()
     for batch in batches:
-        serial = LINEAR.step(serial, *batch)
-    assert np.array_equal(applier.state.weights, serial.weights)
-    assert np.array_equal(applier.state.squares, serial.squares)
+        serial = SPARSE.step(serial, *batch)
+    assert all(map(np.array_equal, applier.state, serial))
 
 
 def test_a_stalled_worker_stops_no_other() -> None:
@@ -173,11 +173,15 @@ def test_an_exported_applier_goes_on_exactly(behind: list[int], bound: int, cut:
     def run(applier: Applier[Any], numbers: range) -> None:
         for number in numbers:
             version = max(applier.version - (behind[number] if number < len(behind) else 0), 0)
-            gradient = {"slots": np.array([number]), "gradient": np.array([0.1 * number])}
+            gradient = {
+                "slots": np.array([number]),
+                "gradient": np.full((1, 3), 0.1 * number),
+                "rows": np.array([batches[number].size]),
+            }
             applier.submit(version, gradient, batches[number])
 
     cut = min(cut, len(batches))
-    straight, before, after = (Applier(LINEAR, bound) for _ in range(3))
+    straight, before, after = (Applier(SPARSE, bound) for _ in range(3))
     run(straight, range(len(batches)))
     run(before, range(cut))
     after.load(before.export())
@@ -197,40 +201,3 @@ def test_a_bound_outside_its_range_is_refused(bound: Any) -> None:
 def test_an_unknown_reaction_is_refused() -> None:
     with pytest.raises(ValueError, match="on_stale is 'wait'; give one of 'recompute', 'drop'"):
         Applier(Spy(), 1, "wait")  # type: ignore[arg-type]
-
-
-def test_one_step_of_the_linear_model_by_hand() -> None:
-    """Two rows of ann, score 1/2, labels 1: the sum is -1, so the weight moves by 0.2 * 1 / sqrt(0.1 + 1)."""
-    learner = LinearLearner(("user",), rate=0.2, accumulator=0.1)
-    batch = Batch({"user": ["ann", "ann"]}, np.ones(2), np.ones(2))
-    gradient = learner.gradient(learner.init(), *batch)
-    assert gradient["gradient"].tolist() == [-1.0]
-    state = learner.apply(learner.init(), gradient)
-    score = 1 / (1 + math.exp(-0.2 / math.sqrt(1.1)))
-    assert learner.predict(state, {"user": ["ann", "bob"]}) == pytest.approx([score, 0.5])
-
-
-def test_a_row_without_values_scores_a_half() -> None:
-    learner = LinearLearner(("tags",))
-    assert learner.predict(learner.init(), {"tags": [["a"], []]}).tolist() == [0.5, 0.5]
-    assert learner.predict(learner.init(), {"tags": []}).tolist() == []
-
-
-@pytest.mark.parametrize(
-    ("settings", "error"),
-    [
-        ({"fields": ()}, "fields is empty; name at least one column"),
-        ({"bits": 3}, "bits is 3; give 4 to 28"),
-        ({"rate": 0.0}, "rate is 0.0; give a number above 0"),
-        ({"accumulator": -1.0}, "accumulator is -1.0; give a number above 0"),
-    ],
-)
-def test_a_linear_learner_outside_its_range_is_refused(settings: dict[str, Any], error: str) -> None:
-    with pytest.raises(ValueError, match=error):
-        LinearLearner(**{"fields": ("user",), **settings})
-
-
-def test_weights_of_another_size_are_refused() -> None:
-    arrays = LinearLearner(("user",), bits=5).export(LinearLearner(("user",), bits=5).init())
-    with pytest.raises(ValueError, match=r"weights of shape \(32,\) do not fit bits=8"):
-        LINEAR.load(arrays)

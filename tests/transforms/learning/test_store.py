@@ -202,7 +202,7 @@ def test_nothing_can_be_restored_and_only_what_there_is(tmp_path: Path) -> None:
     publish(store, 1)
     store.restore("0.0", "all is wrong")
     assert versions(store) == []
-    with pytest.raises(StoreError, match="no version '0.2' to restore"):
+    with pytest.raises(StoreError, match=r"no version '0\.2' to restore"):
         store.restore("0.2", "worse")
 
 
