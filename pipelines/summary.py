@@ -86,8 +86,8 @@ def show(summary: dict[str, Any], out: str, console: Console) -> None:
     title = f"Label to first prediction that knows it: p50 {p50} s, p99 {p99} s{clock}"
     console.print(_bars(title, "freshness", "labels", summary["freshness"]))
     console.print(
-        f"{summary['versions']} model versions, {summary['rollbacks']} rolled back, {summary['seconds']} s on {summary['runner']}; "
-        f"predictions, models and summary.json are in {out}",
+        f"{summary['versions']} model versions, {summary['rollbacks']} rollbacks, "
+        f"{summary['seconds']} s on {summary['runner']}; predictions, models and summary.json are in {out}",
         highlight=False,
         soft_wrap=True,
     )

@@ -115,9 +115,10 @@ class _PacedFn(beam.DoFn):
     ) -> Iterator[TimestampedValue]:
         self._events = self._events or sorted(self._read())
         position, stop = tracker.current_restriction().start, tracker.current_restriction().stop
-        began = watermark.current_watermark().micros - _offset(position, self._rate)
-        last = min(stop, position + _MOST)
         now = time.time_ns() // 1_000
+        # The replay begins when the events have been read.
+        began = watermark.current_watermark().micros - _offset(position, self._rate) if position else now
+        last = min(stop, position + _MOST)
         while position < last and (due := began + _offset(position, self._rate)) <= now:
             if not tracker.try_claim(position):
                 return

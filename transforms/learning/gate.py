@@ -135,6 +135,7 @@ class Gate(Generic[State]):
         self._trial = Trial()
         self._quarantined: int | None = None
         """The label of the rollback, while good weights serve."""
+        self._was_broken = False
         self._copies = Copies(policy.every, policy.settle) if policy else Copies(1, 0)
         self.restore(learner.init() if state is None else state, 0)
 
@@ -156,11 +157,13 @@ class Gate(Generic[State]):
     def predict(self, columns: Columns) -> tuple[Floats, int]:
         """Return the scores, shape (n,), and the step after which their weights were made.
 
-        Where the live weights give one that is not finite, the good ones answer until the labels show it.
+        Where the live weights give one that is not finite and the good ones do not, the good ones answer, and the next
+        call of :meth:`learn` rolls back.
         """
         scores = self._learner.predict(self.serving, columns)
-        if self._policy is None or self._quarantined is not None or np.isfinite(scores).all():
+        if self._policy is None or self._quarantined is not None or not self._is_broken(columns, scores):
             return scores, self.serving_step
+        self._was_broken = True
         return self._score_good(columns), self._good_step
 
     def restore(self, state: State, step: int) -> None:
@@ -185,6 +188,8 @@ class Gate(Generic[State]):
         if self._policy is None:
             self._live = self._learner.step(self._live, columns, labels, weights)
             return None
+        if self._was_broken:
+            return self._roll_back(_BROKEN)
         batch, finite = _Batch(columns, labels, weights, scores), np.isfinite(scores)
         if self._quarantined is not None or not finite.all():
             batch = batch._replace(scores=self._learner.predict(self.serving, columns))
@@ -241,7 +246,7 @@ class Gate(Generic[State]):
 
     def _serve_live(self) -> None:
         """Let the live weights serve, with nothing against them."""
-        self._quarantined = None
+        self._quarantined, self._was_broken = None, False
         self._copies.clear(self._labels)
         self._watch.clear(self._labels)
 
@@ -294,7 +299,8 @@ class Gate(Generic[State]):
             return arrays | {"counts": np.array([self._step])}
         self._watch.score(self._score_good)
         quarantined = -1 if self._quarantined is None else self._quarantined
-        counts = np.array([self._step, self._labels, self._accepted, self._good_step, self._refreshed, quarantined])
+        numbers = (self._step, self._labels, self._accepted, self._good_step, self._refreshed, self._was_broken)
+        counts = np.array([*map(int, numbers), quarantined])
         arrays |= under("good", self._learner.export(self._good)) | under("copies", self._copies.export())
         arrays |= under("watch", self._watch.export())
         return arrays | {"counts": counts, "trial": np.array(astuple(self._trial))}
@@ -311,7 +317,8 @@ class Gate(Generic[State]):
             self.restore(learner.load(part(serving, arrays)), counts[0])
             return
         self._live, self._good = learner.load(part("live", arrays)), learner.load(part("good", arrays))
-        self._step, self._labels, self._accepted, self._good_step, self._refreshed, quarantined = counts
+        self._step, self._labels, self._accepted, self._good_step, self._refreshed, was_broken, quarantined = counts
+        self._was_broken = bool(was_broken)
         self._quarantined = None if quarantined < 0 else quarantined
         self._copies.load(part("copies", arrays))
         self._watch.load(part("watch", arrays))
