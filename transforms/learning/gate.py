@@ -188,14 +188,14 @@ class Gate(Generic[State]):
         if self._policy is None:
             self._live = self._learner.step(self._live, columns, labels, weights)
             return None
-        if self._was_broken:
-            return self._roll_back(_BROKEN)
+        broken = self._was_broken
         batch, finite = _Batch(columns, labels, weights, scores), np.isfinite(scores)
         if self._quarantined is not None or not finite.all():
             batch = batch._replace(scores=self._learner.predict(self.serving, columns))
             finite = np.isfinite(batch.scores)
-            if self._quarantined is None and self._is_broken(columns, batch.scores):
-                return self._roll_back(_BROKEN)
+            broken = broken or (self._quarantined is None and self._is_broken(columns, batch.scores))
+        if broken:
+            return self._roll_back(_BROKEN)
         batch = batch.take(finite & np.isfinite(labels) & np.isfinite(weights))
         if not len(batch.labels):
             return None
