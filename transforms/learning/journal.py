@@ -41,7 +41,7 @@ class Position:
     events: int = 0
 
 
-_IDLE = 300.0
+_IDLE = 60.0
 """Seconds after which a loop that nobody has opened is forgotten."""
 
 _CACHE: dict[tuple[str, str], tuple[float, str, PrequentialLoop[Any]]] = {}
@@ -152,7 +152,8 @@ class Journal:
             stretch = _encode(position.stretches, upto, events)
             chain = _extend(position.chain, stretch)
             position = Position(position.snapshot, chain, position.stretches + 1, logged)
-        self._keep(model, position.chain, loop)
+        if upto < END_OF_TIME:  # else it has come to its end
+            self._keep(model, position.chain, loop)
         return position, stretch
 
     def _keep(self, model: str, chain: str, loop: PrequentialLoop[Any]) -> None:

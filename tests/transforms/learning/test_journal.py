@@ -9,7 +9,8 @@ import pytest
 from contbatch.transforms import BatchPolicy, Event, ModelStore, SparseLearner
 from contbatch.transforms.events import END_OF_TIME, MICROS
 from contbatch.transforms.learning import PrequentialConfig, StoreError
-from contbatch.transforms.learning.journal import Journal, Position
+from contbatch.transforms.learning.journal import _CACHE, Journal, Position
+from contbatch.transforms.testing import ManualClock
 from tests.small import Small
 
 small = Small()
@@ -37,10 +38,10 @@ class State:
         self.position = Position()
         self.log: list[bytes] = []
 
-    def advance(self, journal: Journal, events: list[Event], upto: int) -> list:
-        loop = journal.open("m", self.position, self.log)
+    def advance(self, journal: Journal, events: list[Event], upto: int, model: str = "m") -> list:
+        loop = journal.open(model, self.position, self.log)
         outputs = list(loop.advance(events, upto))
-        self.position, entry = journal.record("m", self.position, loop, events, upto)
+        self.position, entry = journal.record(model, self.position, loop, events, upto)
         self.log = [] if entry is None else [*self.log, entry]
         return [output for output in outputs if not hasattr(output, "arrays")]
 
@@ -117,3 +118,27 @@ def test_the_order_in_which_a_runner_keeps_the_log_does_not_matter(tmp_path: Pat
     assert len(state.log) == 4
     forth, back = (Journal(CONFIG, store, 1_000).open("m", state.position, log) for log in (state.log, state.log[::-1]))
     assert list(forth.advance(*steps[4])) == list(back.advance(*steps[4]))
+
+
+def test_what_is_idle_or_at_its_end_is_not_kept(tmp_path: Path) -> None:
+    clock = ManualClock()
+    journal = Journal(CONFIG, ModelStore(str(tmp_path)), 1_000, "ours", clock)
+    first, second = State(), State()
+    events, upto = stretches()[0]
+    first.advance(journal, events, upto, "first")
+    clock.advance(59.0)
+    second.advance(journal, events, upto, "second")
+    assert {key for key in _CACHE if key[0] == "ours"} == {("ours", "first"), ("ours", "second")}
+    clock.advance(2.0)
+    second.advance(journal, [], upto + 1, "second")
+    assert {key for key in _CACHE if key[0] == "ours"} == {("ours", "second")}
+    second.advance(journal, [], END_OF_TIME, "second")
+    assert not any(key[0] == "ours" for key in _CACHE)
+
+
+def test_journals_of_one_transform_share_their_loops(tmp_path: Path) -> None:
+    state, store = State(), ModelStore(str(tmp_path))
+    for events, upto in stretches()[:3]:
+        journal = Journal(CONFIG, store, 1_000, "shared")  # as for a runner that makes a DoFn for every bundle
+        state.advance(journal, events, upto)
+        assert journal.rebuilt == 0
