@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from threading import RLock
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,21 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from contbatch.transforms.learning.learner import Arrays, Columns
 from contbatch.transforms.learning.normalization import check_batch_norm
-from contbatch.transforms.learning.step_size import NOTHING, Noise, Scale, Spread, SquareRoot, StepSize
+from contbatch.transforms.learning.step_size import Spread, SquareRoot, StepSize
+from contbatch.transforms.learning.torch_arrays import (
+    TorchGradient,
+    TorchState,
+    clone_buffers,
+    export_gradient,
+    export_state,
+    load_gradient,
+    load_state,
+    move,
+    set_buffers,
+    set_scale,
+    square,
+    training,
+)
 
 Floats = NDArray[np.float64]
 
@@ -43,36 +56,11 @@ def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters)
 
 
-@dataclass
-class TorchState:
-    """What has been learned. A step changes it in place.
-
-    Attributes:
-        model: the module, with its parameters and buffers.
-        optimizer: with its moments; they are never reset.
-        modes: which modules train when the model trains; the others stay in evaluation mode.
-        settings: the optimizer's settings per group as configured.
-        steps: steps done.
-        refused: steps not done because the loss or the gradient was not finite.
-        progress: steps done, counted in steps of the reference.
-        noise: what the step size knows about gradients.
-        decay: the power of the last step's decays, see :class:`.step_size.Scale`.
-    """
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    modes: tuple[bool, ...]
-    settings: tuple[dict[str, Any], ...]
-    steps: int = 0
-    refused: int = 0
-    progress: float = 0.0
-    noise: Noise = NOTHING
-    decay: float = 1.0
-
-
 @dataclass(frozen=True)
 class TorchLearner:
     """Learns any torch module from a stream.
+
+    It is a :class:`.staleness.GradientLearner` too, except with a step size that is measured on chunks.
 
     The same state, columns, labels and weights give the same result to the bit on one CPU and build of torch; on a
     GPU where torch's own operations are deterministic (``torch.use_deterministic_algorithms``). Up to rounding the
@@ -174,48 +162,37 @@ class TorchLearner:
         Raises:
             ValueError: ``loss`` does not give one number per row.
         """
-        total = math.fsum(weights.tolist())
-        if total == 0:
-            return state
-        for module, mode in zip(state.model.modules(), state.modes, strict=True):
-            module.training = mode
-        buffers = {name: buffer.clone() for name, buffer in state.model.named_buffers()}
-        with self._seeded(1 + state.steps):
-            gradient, spread = self._gradient(state.model, columns, labels, weights, total)
-        if spread is None:
-            for name, buffer in state.model.named_buffers():
-                buffer.copy_(buffers[name])
-            state.refused += 1
-            return state
-        norm = math.sqrt(spread.whole)
-        shrink = 1.0 if self.clip is None or norm <= self.clip else self.clip / norm
-        state.noise = self.step_size.observe(state.noise, spread)
-        scale = self.step_size.scale(total / self.step_size.reference, state.noise, state.progress)
-        self._set(state, scale)
-        for parameter, mean in gradient.items():
-            parameter.grad = mean if shrink == 1 else mean * shrink
-        checked = torch.sparse.check_sparse_tensor_invariants
-        with checked(checked.is_enabled()):  # type: ignore[no-untyped-call]  # torch warns unless it is told
-            state.optimizer.step()
-        state.optimizer.zero_grad()
-        state.steps += 1
-        state.progress += scale.progress
-        return state
+        return self._apply(state, self._gradient(state, columns, labels, weights))
+
+    def gradient(self, state: TorchState, columns: Columns, labels: Floats, weights: Floats) -> Arrays:
+        """Return the gradient of the rows for :meth:`apply`; leaves ``state`` as it is.
+
+        It holds one array per parameter, a sparse one for an embedding with sparse gradients, see
+        :func:`.torch_arrays.export_gradient`. All gradients of one state draw the same random numbers.
+
+        Raises:
+            ValueError: ``loss`` does not give one number per row, or the step size has to see chunks.
+        """
+        self._check_halves()
+        return export_gradient(self._gradient(state, columns, labels, weights))
+
+    def apply(self, state: TorchState, gradient: Arrays) -> TorchState:
+        """Do what :meth:`step` does, to the bit where the gradient is of this state; changes it in place, returns it.
+
+        Buffers become what they were after the gradient's rows: of gradients of one state, the last one's stay.
+
+        Raises:
+            ValueError: the gradient is of another model, or the step size has to see chunks.
+        """
+        self._check_halves()
+        return self._apply(state, load_gradient(state.model, gradient))
 
     def export(self, state: TorchState) -> Arrays:
         """Return parameters, buffers, the optimizer's moments and all counts.
 
         numpy has no bfloat16: such a tensor is exported as float32, which holds it exactly.
         """
-        arrays = {name: _to_numpy(tensor) for name, tensor in _weights(state.model).items()}
-        arrays |= {name: _to_numpy(moments[key]) for name, moments, key in _moments(state)}
-        return arrays | {
-            "steps": np.array(state.steps, np.int64),
-            "refused": np.array(state.refused, np.int64),
-            "progress": np.array(state.progress),
-            "noise": np.array(state.noise),
-            "decay": np.array(state.decay),
-        }
+        return export_state(state)
 
     def load(self, arrays: Arrays) -> TorchState:
         """Return the exported state, which shares nothing with the arrays.
@@ -224,37 +201,30 @@ class TorchLearner:
             ValueError: the arrays are of another model or optimizer; the text names what differs.
         """
         state = self.init()
-        _make_moments(state.optimizer)
-        some = any(name.startswith("optimizer/") for name in arrays) or not arrays.get("steps", 1)
-        for parameter, prefix in _prefixes(state).items():
-            if some and not any(name.startswith(prefix) for name in arrays):
-                state.optimizer.state.pop(parameter, None)  # it never had a gradient
-        _check(self.export(state), arrays)
-        with torch.no_grad():
-            for name, tensor in _weights(state.model).items():
-                tensor.copy_(torch.tensor(arrays[name]))
-            for name, moments, key in _moments(state):
-                if isinstance(moments[key], Tensor):
-                    moments[key].copy_(torch.tensor(arrays[name]))
-                else:
-                    moments[key] = type(moments[key])(arrays[name].item())
-        state.steps, state.refused = int(arrays["steps"]), int(arrays["refused"])
-        state.progress, state.decay = float(arrays["progress"]), float(arrays["decay"])
-        state.noise = Noise(*arrays["noise"].tolist())
+        load_state(state, arrays)
         return state
 
-    def _gradient(
-        self, model: nn.Module, columns: Columns, labels: Floats, weights: Floats, total: float
-    ) -> tuple[dict[nn.Parameter, Tensor], Spread | None]:
-        """Return the mean gradient of each parameter that has one, and how the chunks' gradients spread.
+    def _check_halves(self) -> None:
+        if self.step_size.least_chunks > 1:
+            raise ValueError(
+                f"step_size is {type(self.step_size).__name__}, which has to see the chunks of a step, and a gradient "
+                "holds only their sum; give StepSize, Linear or SquareRoot"
+            )
 
-        The spread is ``None`` where the loss or a gradient is not finite.
-        """
+    def _gradient(self, state: TorchState, columns: Columns, labels: Floats, weights: Floats) -> TorchGradient:
+        """Return the sums over all rows; leaves ``state`` as it is."""
+        total = math.fsum(weights.tolist())
+        if total == 0:
+            return TorchGradient(total, torch.zeros(()), torch.zeros(()), {}, {})
+        with training(state) as model, self._seeded(1 + state.steps):
+            return self._sums(model, columns, labels, weights, total)
+
+    def _sums(self, model: nn.Module, columns: Columns, labels: Floats, weights: Floats, total: float) -> TorchGradient:
         size, least = len(labels), self.step_size.least_chunks
         inputs = self._inputs(columns, size)
         targets, mass = (torch.tensor(part, dtype=torch.float32, device=self._device) for part in (labels, weights))
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        sums: dict[nn.Parameter, Tensor] = {}
+        parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        sums: dict[str, Tensor] = {}
         chunks, value, within = 0, targets.new_zeros(()), targets.new_zeros(())
         for part in _parts(size, min(self.chunk, math.ceil(size / least))):
             losses = self.loss(_forward(model, inputs, part), targets[part])
@@ -265,31 +235,37 @@ class TorchLearner:
                 )
             total_loss = (losses * mass[part]).sum()
             value += total_loss.detach()
-            given = torch.autograd.grad(total_loss, parameters, allow_unused=True)
-            gradients = {each: grad for each, grad in zip(parameters, given, strict=True) if grad is not None}
+            given = torch.autograd.grad(total_loss, list(parameters.values()), allow_unused=True)
+            gradients = {name: each for name, each in zip(parameters, given, strict=True) if each is not None}
             weight = float(weights[part].sum())
             if least > 1 and weight > 0:
                 chunks += 1
-                within += _square(gradients) / weight
-            for parameter, gradient in gradients.items():
-                sums[parameter] = sums[parameter] + gradient if parameter in sums else gradient
-        means = {parameter: gradient / total for parameter, gradient in sums.items()}
-        loss, *squares = torch.stack([value, within, _square(means)]).tolist()  # one wait for the device
-        return means, Spread(chunks, total, *squares) if all(map(math.isfinite, (loss, *squares))) else None
+                within += square(gradients) / weight
+            for name, gradient in gradients.items():
+                sums[name] = sums[name] + gradient if name in sums else gradient
+        plain = {name: each.coalesce() if each.is_sparse else each.contiguous() for name, each in sums.items()}
+        return TorchGradient(total, value, within, plain, clone_buffers(model), chunks)
 
-    def _set(self, state: TorchState, scale: Scale) -> None:
-        """Put the rule's word into the optimizer's settings."""
-        rate = scale.rate * (1.0 if self.schedule is None else self.schedule(state.progress))
-        for group, configured in zip(state.optimizer.param_groups, state.settings, strict=True):
-            group["lr"] = configured["lr"] * rate
-            if isinstance(configured.get("eps"), float):
-                group["eps"] = configured["eps"] * scale.epsilon
-            if isinstance(state.optimizer, torch.optim.RMSprop):
-                group["alpha"] = configured["alpha"] ** scale.decay
-            if "betas" in configured:
-                group["betas"] = tuple(beta**scale.decay for beta in configured["betas"])
-                _recount(state.optimizer, group["params"], state.decay / scale.decay)
-        state.decay = scale.decay
+    def _apply(self, state: TorchState, gradient: TorchGradient) -> TorchState:
+        total = gradient.weight
+        if total == 0:
+            return state
+        means = {name: each / total for name, each in gradient.sums.items()}
+        numbers = torch.stack([gradient.loss, gradient.within, square(means)])
+        loss, within, whole = numbers.tolist()  # one wait for the device
+        if not all(map(math.isfinite, (loss, within, whole))):
+            state.refused += 1
+            return state
+        set_buffers(state.model, gradient.buffers)
+        norm = math.sqrt(whole)
+        shrink = 1.0 if self.clip is None or norm <= self.clip else self.clip / norm
+        state.noise = self.step_size.observe(state.noise, Spread(gradient.chunks, total, within, whole))
+        scale = self.step_size.scale(total / self.step_size.reference, state.noise, state.progress)
+        set_scale(state, scale, 1.0 if self.schedule is None else self.schedule(state.progress))
+        move(state, means if shrink == 1 else {name: mean * shrink for name, mean in means.items()})
+        state.steps += 1
+        state.progress += scale.progress
+        return state
 
     def _inputs(self, columns: Columns, size: int) -> Inputs:
         inputs = self.encode(columns)
@@ -329,74 +305,3 @@ def _forward(model: nn.Module, inputs: Inputs, part: slice) -> Tensor:
     if isinstance(inputs, Mapping):
         return model(**{name: tensor[part] for name, tensor in inputs.items()})
     return model(*(tensor[part] for tensor in inputs))
-
-
-def _square(gradients: Mapping[nn.Parameter, Tensor]) -> Tensor:
-    """Return the squared norm of all together, in float32."""
-    values = [each.coalesce().values() if each.is_sparse else each for each in gradients.values()]
-    return torch.stack([torch.linalg.vector_norm(value, dtype=torch.float32) for value in values]).square().sum()
-
-
-def _recount(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], factor: float) -> None:
-    """Count the steps so far in steps of the coming decay.
-
-    Adam divides its averages by ``1 - beta**steps``; with ``beta**k`` for beta that is right only for steps of k.
-    """
-    if factor != 1:
-        for moments in (optimizer.state.get(parameter, {}) for parameter in parameters):
-            if "step" in moments:
-                moments["step"] = moments["step"] * factor
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {f"parameter/{name}": tensor for name, tensor in model.named_parameters()} | {
-        f"buffer/{name}": tensor for name, tensor in model.named_buffers()
-    }
-
-
-def _prefixes(state: TorchState) -> dict[nn.Parameter, str]:
-    return {parameter: f"optimizer/{name}/" for name, parameter in state.model.named_parameters()}
-
-
-def _moments(state: TorchState) -> list[tuple[str, dict[str, Any], str]]:
-    """Return what the optimizer holds: for each value its name, its dict and its key."""
-    return [
-        (f"{prefix}{key}", moments, key)
-        for parameter, prefix in _prefixes(state).items()
-        for moments in [state.optimizer.state.get(parameter, {})]
-        for key, value in moments.items()
-        if value is not None
-    ]
-
-
-def _make_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Take a step by no gradient, so that every moment exists in its own type and on its own device."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def _to_numpy(value: Tensor | float) -> NDArray[Any]:
-    if not isinstance(value, Tensor):
-        return np.array(value)
-    value = value.detach()
-    return (value.float() if value.dtype == torch.bfloat16 else value).cpu().contiguous().numpy().copy()
-
-
-def _check(expected: Arrays, given: Arrays) -> None:
-    """Refuse arrays of other names, shapes or types."""
-    wrong = [f"{name} is missing" for name in expected if name not in given]
-    wrong += [f"{name} is unknown" for name in given if name not in expected]
-    wrong += [
-        f"{name} has {given[name].dtype} {given[name].shape}, expected {array.dtype} {array.shape}"
-        for name, array in expected.items()
-        if name in given and (given[name].shape, given[name].dtype) != (array.shape, array.dtype)
-    ]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ValueError(
-            f"the arrays do not fit this model and optimizer: {'; '.join(wrong[:3])}{more}; load them with the "
-            "configuration that they were exported with"
-        )

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from apache_beam.ml.inference.base import KeyedModelHandler, ModelHandler
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contbatch.transforms.batching import BatchPolicy
@@ -170,6 +170,7 @@ class Growing(Counting):
         self.held -= state[1]
 
 
+@settings(max_examples=15)  # each time that memory lacks, all garbage is collected
 @given(st.lists(st.integers(1, 10), min_size=1, max_size=12), st.integers(1, 6))
 def test_what_fits_alone_comes_to_its_end_however_much_others_hold(elements: list[int], most: int) -> None:
     handler = Growing(memory=8)

@@ -17,10 +17,13 @@ torch = pytest.importorskip("torch")
 
 from torch import Tensor, nn  # noqa: E402
 
+from contbatch.transforms.learning.batches import Batch  # noqa: E402
 from contbatch.transforms.learning.learner import Arrays, Columns  # noqa: E402
 from contbatch.transforms.learning.normalization import BatchRenorm1d, freeze_batch_norm  # noqa: E402
+from contbatch.transforms.learning.staleness import Applier, Fate, GradientLearner  # noqa: E402
 from contbatch.transforms.learning.step_size import AdaScale, Linear, SquareRoot, StepSize  # noqa: E402
-from contbatch.transforms.learning.torch_learner import TorchLearner, TorchState  # noqa: E402
+from contbatch.transforms.learning.torch_arrays import TorchState  # noqa: E402
+from contbatch.transforms.learning.torch_learner import TorchLearner  # noqa: E402
 from contbatch.transforms.learning.two_tower import two_tower  # noqa: E402
 
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -308,7 +311,7 @@ def test_bfloat16_is_exported_exactly_as_float32() -> None:
 def test_arrays_of_another_configuration_are_refused(other: dict[str, Any], text: str) -> None:
     learner = replace(NETWORK, model=lambda: nn.Linear(3, 1), optimizer=OPTIMIZERS["momentum"])
     arrays = learner.export(learn(learner, stream(1)))
-    with pytest.raises(ValueError, match=text + ".*load them with the configuration"):
+    with pytest.raises(ValueError, match=text + ".*use them with the configuration"):
         replace(learner, **other).load(arrays)
 
 
@@ -473,6 +476,152 @@ def test_the_configuration_can_be_pickled() -> None:
     copy = pickle.loads(pickle.dumps(learner))  # noqa: S301
     assert copy.step_size == learner.step_size
     assert same(copy.export(learn(copy, stream(2))), learner.export(learn(learner, stream(2))))
+
+
+def test_a_gradient_is_a_sum_beside_its_weight() -> None:
+    """Labels 4, 10, 1 of weight 1, 0.5, 2.5 at w = 0: a gradient of -(4 + 5 + 2.5), a loss of (16 + 50 + 2.5) / 2."""
+    state = LINE.init()
+    sums = LINE.gradient(state, {"x": [1.0] * 3}, np.array([4.0, 10.0, 1.0]), np.array([1.0, 0.5, 2.5]))
+    assert {name: array.item() for name, array in sums.items()} == {"weight": 4.0, "loss": 34.25, "sum/weight": -11.5}
+    assert weight(LINE.apply(state, sums)) == pytest.approx(0.1 * 11.5 / 4)
+    assert weight(LINE.apply(state, sums)) == pytest.approx(0.2 * 11.5 / 4)  # a stale one is taken as it is
+
+
+def in_halves(learner: TorchLearner, given_stream: Stream) -> TorchState:
+    """Learn by gradients that go through bytes and cannot be written to."""
+    state = learner.init()
+    for batch in given_stream:
+        gradient = safetensors.numpy.load(safetensors.numpy.save(learner.gradient(state, *batch)))
+        for array in gradient.values():
+            array.setflags(write=False)
+        state = learner.apply(state, gradient)
+    return state
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("rule", [StepSize(), Linear(reference=8.0, warm_up=5.0), SquareRoot(reference=8.0)])
+def test_two_halves_are_a_step_to_the_bit(optimizer: str, rule: StepSize) -> None:
+    learner = replace(
+        NETWORK,
+        model=dropout_network,
+        optimizer=OPTIMIZERS[optimizer],
+        step_size=rule,
+        schedule=lambda done: 1 / (1 + done),
+        chunk=16,
+        clip=0.3,
+    )
+    assert same(learner.export(in_halves(learner, stream(6))), learner.export(learn(learner, stream(6))))
+
+
+def test_two_halves_are_a_step_to_the_bit_in_sparse_and_in_short_types() -> None:
+    sparse = replace(PAIR, chunk=3, clip=0.1)
+    people = [visits(20, seed) for seed in range(3)]
+    short = replace(NETWORK, model=lambda: network().bfloat16(), encode=lambda columns: floats(columns).bfloat16())
+    for learner, batches in ((sparse, people), (short, stream(4))):
+        assert same(learner.export(in_halves(learner, batches)), learner.export(learn(learner, batches)))
+    assert "row/vectors.0.weight" in sparse.gradient(sparse.init(), *people[0])
+
+
+class Turned(nn.Module):
+    """Its gradient lies in memory by columns, and a norm is summed as a tensor lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(300, 30))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.repeat(1, 10)[:, :, None] * self.weight.t()).tanh().sum((1, 2))
+
+
+def test_two_halves_are_a_step_to_the_bit_however_a_gradient_lies_in_memory() -> None:
+    learner = replace(NETWORK, model=Turned, clip=0.01)
+    assert same(learner.export(in_halves(learner, stream(6))), learner.export(learn(learner, stream(6))))
+
+
+def test_a_gradient_leaves_its_state_as_it_is() -> None:
+    learner = replace(NETWORK, model=dropout_network)
+    state = learn(learner, stream(2))
+    before = learner.export(state)
+    learner.gradient(state, *stream(1, seed=3)[0])
+    assert same(learner.export(state), before)
+    with pytest.raises(ValueError, match="give one number per row"):
+        replace(learner, loss=lambda outputs, labels: outputs).gradient(state, *stream(1, seed=3)[0])
+    assert same(learner.export(state), before)
+
+
+def test_of_gradients_of_one_state_the_last_buffers_stay() -> None:
+    learner = replace(NETWORK, model=dropout_network)
+    state = learner.init()
+    rows = [len(labels) for _, labels, _ in stream(2)]
+    for gradient in [learner.gradient(state, *batch) for batch in stream(2)]:
+        learner.apply(state, gradient)
+    assert (state.steps, learner.export(state)["buffer/2.rows"]) == (2, rows[1])
+
+
+def test_a_gradient_that_is_not_finite_or_of_no_weight_changes_no_weights() -> None:
+    learner = replace(LINE, model=lambda: nn.Sequential(nn.Linear(1, 2), BatchRenorm1d(2), nn.Linear(2, 1)))
+    state = step(learner, [1.0, 2.0], x=[0.1, 0.2])
+    before = learner.export(state)
+    learner.apply(state, learner.gradient(state, {"x": [math.nan, 1.0]}, np.ones(2), np.ones(2)))
+    assert same(learner.export(state), before | {"refused": np.array(1)})
+    learner.apply(state, learner.gradient(state, {"x": [1.0]}, np.ones(1), np.zeros(1)))
+    learner.apply(state, learner.gradient(state, {"x": []}, np.zeros(0), np.zeros(0)))
+    assert same(learner.export(state), before | {"refused": np.array(1)})
+
+
+def test_a_step_size_that_sees_chunks_is_not_for_halves() -> None:
+    gradient = LINE.gradient(LINE.init(), {"x": [1.0]}, np.ones(1), np.ones(1))
+    learner = replace(LINE, step_size=AdaScale())
+    text = "step_size is AdaScale, which has to see the chunks .* give StepSize, Linear or SquareRoot"
+    with pytest.raises(ValueError, match=text):
+        learner.gradient(learner.init(), {"x": [1.0]}, np.ones(1), np.ones(1))
+    with pytest.raises(ValueError, match=text):
+        learner.apply(learner.init(), gradient)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (
+            {"sum/0.weight": np.zeros((8, 2), np.float32)},
+            r"sum/0.weight has float32 \(8, 2\), expected float32 \(8, 3\)",
+        ),
+        ({"buffer/2.mean": np.zeros(1, np.float32)}, r"buffer/2.mean has float32 \(1,\), expected float32 \(8,\)"),
+        ({"buffer/2.mean": None}, "buffer/2.mean is missing"),
+        ({"weight": None}, "weight is missing"),
+        ({"sum/9.weight": np.zeros(1)}, "sum/9.weight is unknown"),
+        (
+            {"sum/0.weight": np.zeros((1, 3), np.float32), "row/0.weight": np.array([[8]])},
+            "row/0.weight has row 8, expected rows below 8",
+        ),
+    ],
+)
+def test_a_gradient_of_another_model_is_refused(change: dict[str, Any], text: str) -> None:
+    learner = replace(NETWORK, model=dropout_network)
+    gradient = learner.gradient(learner.init(), *stream(1)[0]) | change
+    gradient = {name: array for name, array in gradient.items() if array is not None}
+    state = learner.init()
+    with pytest.raises(ValueError, match=text + ".*use them with the configuration"):
+        learner.apply(state, gradient)
+    assert same(learner.export(state), learner.export(learner.init()))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=6), st.sampled_from([StepSize(), Linear(), SquareRoot()]))
+def test_asynchronous_training_of_bound_0_is_serial_training(behind: list[int], rule: StepSize) -> None:
+    """Each gradient is of the weights some versions before; those are workers' own copies."""
+    learner = replace(NETWORK, model=dropout_network, optimizer=torch.optim.Adam, step_size=rule)
+    worker: GradientLearner[TorchState] = learner
+    applier = Applier(worker, bound=0)
+    versions = [learner.export(applier.state)]
+    batches = stream(len(behind))
+    for delay, batch in zip(behind, batches, strict=True):
+        version = max(applier.version - delay, 0)
+        gradient = worker.gradient(worker.load(versions[version]), *batch)
+        outcome = applier.submit(version, gradient, Batch(*batch))
+        assert outcome.fate == (Fate.APPLIED if version == outcome.version - 1 else Fate.RECOMPUTED)
+        versions.append(learner.export(applier.state))
+    assert same(versions[-1], learner.export(learn(learner, batches)))
 
 
 PAIR = two_tower(("user", "item", "tags", "age"), ((("user",), ("item", "tags")),), factors=4, bits=8, device="cpu")
