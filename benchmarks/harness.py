@@ -8,10 +8,13 @@ reads the workload as JSON from its standard input and prints its results as JSO
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -112,6 +115,16 @@ class Report:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{self._name}.json").write_text(json.dumps(content, indent=2) + "\n")
         return 0 if all(row.met for row in self._rows) else 1
+
+    def run(self, parts: Iterable[Callable[[Report], None]]) -> int:
+        """Run the parts, each of which adds rows, say on stderr how far it is, and :meth:`finish`."""
+        logging.disable(logging.WARNING)
+        for part in parts:
+            started = time.perf_counter()
+            print(part.__doc__, file=sys.stderr)
+            part(self)
+            print(f"({time.perf_counter() - started:.0f} s)", file=sys.stderr)
+        return self.finish()
 
     def _print(self) -> None:
         table = Table("measure", "ours", "goal", "met", "peers", title=self._name, title_justify="left")

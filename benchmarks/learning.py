@@ -6,12 +6,9 @@ Accuracy is on MovieLens 100k by time, with scores that were given before the la
 
 from __future__ import annotations
 
-import logging
 import sys
-import time
 
 from benchmarks.harness import Report
-from benchmarks.inference_parts.driving import progress
 from benchmarks.learning_parts.accuracy import any_batch_size, deadline_and_one_by_one
 from benchmarks.learning_parts.bad_updates import bad_updates
 from benchmarks.learning_parts.freshness import freshness
@@ -35,14 +32,7 @@ PARTS = (
 
 def main() -> int:
     """Run everything and return the exit code."""
-    logging.disable(logging.WARNING)
-    report = Report("learning", ("apache-beam", "torch"))
-    for part in PARTS:
-        started = time.perf_counter()
-        progress(str(part.__doc__))
-        part(report)
-        progress(f"({time.perf_counter() - started:.0f} s)")
-    return report.finish()
+    return Report("learning", ("apache-beam", "torch")).run(PARTS)
 
 
 if __name__ == "__main__":

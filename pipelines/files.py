@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from io import BytesIO
 from operator import itemgetter
 from typing import Any, NamedTuple, get_type_hints
@@ -45,11 +46,12 @@ class WriteRecords(beam.PTransform):
 
     def expand(self, records: beam.PCollection[Any]) -> beam.PCollection[str]:
         """Gather the records and write them; returns the path."""
+        write = partial(_write_records, schema=self._schema, order=self._order)
         return (
             records
             | "Pack" >> beam.ParDo(_PackFn(self._schema)).with_output_types(tuple[int, bytes])
             | "Part" >> beam.Reshuffle()  # else fused: of two such steps FnApiRunner fired one timer
-            | "Write" >> beam.ParDo(_WriteFn(self._path, self._schema, self._order)).with_output_types(str)
+            | "Write" >> beam.ParDo(_GatherFn(self._path, write)).with_output_types(str)
         )
 
 
@@ -78,20 +80,23 @@ class _PackFn(beam.DoFn):
         return 0, buffer.getvalue()
 
 
-class _WriteFn(beam.DoFn):
-    """Gathers the chunks in state, as Flink groups no more in one key than its sort buffer holds, some megabytes.
+class _GatherFn(beam.DoFn):
+    """Gathers chunks in state, as Flink groups no more in one key than its sort buffer holds, some megabytes.
 
     They stay there: what other timers put out at the end of time may come after the first firing, and the file is
     written again.
+
+    Args:
+        path: the file.
+        write: writes all chunks into it.
     """
 
     CHUNKS = BagStateSpec("chunks", BytesCoder())
     LAST = TimerSpec("last", TimeDomain.WATERMARK)
 
-    def __init__(self, path: str, schema: dict[str, Any], order: tuple[str, ...]) -> None:
+    def __init__(self, path: str, write: Callable[[str, Iterable[bytes]], None]) -> None:
         self._path = path
-        self._schema = schema
-        self._order = order
+        self._write = write
 
     def process(
         self,
@@ -104,11 +109,22 @@ class _WriteFn(beam.DoFn):
 
     @on_timer(LAST)
     def on_last(self, chunks: Any = beam.DoFn.StateParam(CHUNKS)) -> Iterator[str]:
-        rows = [row for chunk in chunks.read() for row in fastavro.reader(BytesIO(chunk))]
-        rows.sort(key=itemgetter(*self._order))
-        with replacing(self._path) as file:
-            _write_avro(file, self._schema, rows, "deflate")
+        self._write(self._path, chunks.read())
         yield self._path
+
+
+def _write_records(path: str, chunks: Iterable[bytes], schema: dict[str, Any], order: tuple[str, ...]) -> None:
+    rows = [row for chunk in chunks for row in fastavro.reader(BytesIO(chunk))]
+    rows.sort(key=itemgetter(*order))
+    with replacing(path) as file:
+        _write_avro(file, schema, rows, "deflate")
+
+
+def _write_counts(path: str, chunks: Iterable[bytes]) -> None:
+    sums: Counter[str] = Counter()
+    for name, count in map(json.loads, chunks):
+        sums[name] += count
+    write_text(path, json.dumps(sums, indent=2, sort_keys=True))
 
 
 class Tally(beam.PTransform):
@@ -183,33 +199,8 @@ class WriteCounts(beam.PTransform):
             counts
             | "Pack" >> beam.Map(lambda count: (0, json.dumps(count).encode())).with_output_types(tuple[int, bytes])
             | "Part" >> beam.Reshuffle()  # as above
-            | "Write" >> beam.ParDo(_WriteCountsFn(self._path)).with_output_types(str)
+            | "Write" >> beam.ParDo(_GatherFn(self._path, _write_counts)).with_output_types(str)
         )
-
-
-class _WriteCountsFn(beam.DoFn):
-    COUNTS = BagStateSpec("counts", BytesCoder())
-    LAST = TimerSpec("last", TimeDomain.WATERMARK)
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def process(
-        self,
-        element: tuple[int, bytes],
-        counts: Any = beam.DoFn.StateParam(COUNTS),
-        last: Any = beam.DoFn.TimerParam(LAST),
-    ) -> None:
-        counts.add(element[1])
-        last.set(END)
-
-    @on_timer(LAST)
-    def on_last(self, counts: Any = beam.DoFn.StateParam(COUNTS)) -> Iterator[str]:
-        sums: Counter[str] = Counter()
-        for name, count in map(json.loads, counts.read()):
-            sums[name] += count
-        write_text(self._path, json.dumps(sums, indent=2, sort_keys=True))
-        yield self._path
 
 
 def write_text(path: str, text: str) -> None:

@@ -169,10 +169,8 @@ class EventTimeFn(beam.DoFn):
         due: Any = beam.DoFn.TimerParam(DUE),
     ) -> Iterator[Any]:
         """Process what is complete."""
-        head = self._head(model, head_cell)
         upto = END_OF_TIME if self._bounded else timestamp.micros
-        yield from self._run(model, head, upto, timestamp, buffer, log, due)
-        head_cell.write(head.dump())
+        yield from self._fire(model, upto, timestamp, buffer, log, head_cell, due)
 
     @on_timer(LAST)
     def on_last(
@@ -185,8 +183,13 @@ class EventTimeFn(beam.DoFn):
         due: Any = beam.DoFn.TimerParam(DUE),
     ) -> Iterator[Any]:
         """End of input: whatever is left has its turn, and the last weights are published."""
+        yield from self._fire(model, END_OF_TIME, timestamp, buffer, log, head_cell, due)
+
+    def _fire(
+        self, model: str, upto: int, timestamp: Timestamp, buffer: Any, log: Any, head_cell: Any, due: Any
+    ) -> Iterator[Any]:
         head = self._head(model, head_cell)
-        yield from self._run(model, head, END_OF_TIME, timestamp, buffer, log, due)
+        yield from self._run(model, head, upto, timestamp, buffer, log, due)
         head_cell.write(head.dump())
 
     def _run(

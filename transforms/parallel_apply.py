@@ -15,7 +15,6 @@ newer than theirs.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -30,6 +29,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 import contbatch.transforms.coders  # noqa: F401  registers the coders
 from contbatch.transforms.chunks import END, at
+from contbatch.transforms.learning.journal import extend
 from contbatch.transforms.learning.staleness import Applier, Fate, GradientLearner, OnStale
 from contbatch.transforms.learning.store import ModelStore
 from contbatch.transforms.parallel_gradient import INITIAL, Message, Read
@@ -209,7 +209,7 @@ class ApplyFn(beam.DoFn):
             version, content = _submitted(entry)
             message = Message.load(content)
             applier.submit(version, message.gradient, message.batch)
-            chain = _extend(chain, entry)
+            chain = extend(chain, entry)
         if chain != head.chain:
             raise RuntimeError(f"model {self._model!r}: the log in state does not lead to the state's own {head}")
         return head, applier
@@ -218,7 +218,7 @@ class ApplyFn(beam.DoFn):
         """Note what was submitted, in the log or as a snapshot."""
         head.entries += 1
         if head.entries < self._snapshot_every:
-            head.chain = _extend(head.chain, entry)
+            head.chain = extend(head.chain, entry)
             log.add(entry)
         else:
             head.snapshot = head.chain = self._store.write_snapshot(applier.export())
@@ -258,7 +258,3 @@ def _entry(number: int, version: int | None, content: bytes) -> bytes:
 def _submitted(entry: bytes) -> tuple[int | None, bytes]:
     version = int.from_bytes(entry[8:16], "big", signed=True)
     return None if version < 0 else version, entry[16:]
-
-
-def _extend(chain: str, entry: bytes) -> str:
-    return hashlib.sha256(chain.encode() + entry).hexdigest()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from contbatch.transforms.learning.learner import Arrays
+from contbatch.transforms.learning.learner import Arrays, prefixed, unprefixed
 
 _MOST = 4
 
@@ -67,7 +67,7 @@ class Copies:
         """Return all copies."""
         arrays: Arrays = {}
         for place, copy in enumerate(self._copies):
-            arrays |= under(str(place), copied(copy.arrays))
+            arrays |= prefixed(copied(copy.arrays), f"{place}/")
         taken = [number for copy in self._copies for number in (copy.label, copy.step)]
         return arrays | {"taken": np.array([self._last, *taken])}
 
@@ -75,7 +75,7 @@ class Copies:
         """Take over what :meth:`export` returned."""
         self._last, *taken = arrays["taken"].tolist()
         self._copies = [
-            Copy(label, step, copied(part(str(place), arrays)))
+            Copy(label, step, copied(unprefixed(arrays, f"{place}/")))
             for place, (label, step) in enumerate(zip(taken[::2], taken[1::2], strict=True))
         ]
 
@@ -83,14 +83,3 @@ class Copies:
 def copied(arrays: Arrays) -> Arrays:
     """Return arrays of their own: a learner may give out the ones it learns in."""
     return {name: np.array(array) for name, array in arrays.items()}
-
-
-def under(prefix: str, arrays: Arrays) -> Arrays:
-    """Return the arrays with ``prefix/`` before each name."""
-    return {f"{prefix}/{name}": array for name, array in arrays.items()}
-
-
-def part(prefix: str, arrays: Arrays) -> Arrays:
-    """Return the arrays whose names begin with ``prefix/``, without it."""
-    start = f"{prefix}/"
-    return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}

@@ -32,8 +32,8 @@ from typing import Generic, Literal, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from contbatch.transforms.learning.copies import Copies, Copy, copied, part, under
-from contbatch.transforms.learning.learner import Arrays, Columns, Learner
+from contbatch.transforms.learning.copies import Copies, Copy, copied
+from contbatch.transforms.learning.learner import Arrays, Columns, Learner, prefixed, unprefixed
 from contbatch.transforms.learning.watch import Trial, Watch
 
 Floats = NDArray[np.float64]
@@ -294,15 +294,15 @@ class Gate(Generic[State]):
 
     def export(self) -> Arrays:
         """Return all that :meth:`load` needs to go on exactly from here."""
-        arrays = under("live", self._learner.export(self._live))
+        arrays = prefixed(self._learner.export(self._live), "live/")
         if self._policy is None:
             return arrays | {"counts": np.array([self._step])}
         self._watch.score(self._score_good)
         quarantined = -1 if self._quarantined is None else self._quarantined
         numbers = (self._step, self._labels, self._accepted, self._good_step, self._refreshed, self._was_broken)
         counts = np.array([*map(int, numbers), quarantined])
-        arrays |= under("good", self._learner.export(self._good)) | under("copies", self._copies.export())
-        arrays |= under("watch", self._watch.export())
+        arrays |= prefixed(self._learner.export(self._good), "good/") | prefixed(self._copies.export(), "copies/")
+        arrays |= prefixed(self._watch.export(), "watch/")
         return arrays | {"counts": counts, "trial": np.array(astuple(self._trial))}
 
     def load(self, arrays: Arrays) -> None:
@@ -314,12 +314,12 @@ class Gate(Generic[State]):
         was_gated = len(counts) > 1
         if self._policy is None or not was_gated:
             serving = "good" if was_gated and counts[-1] >= 0 else "live"
-            self.restore(learner.load(part(serving, arrays)), counts[0])
+            self.restore(learner.load(unprefixed(arrays, f"{serving}/")), counts[0])
             return
-        self._live, self._good = learner.load(part("live", arrays)), learner.load(part("good", arrays))
+        self._live, self._good = learner.load(unprefixed(arrays, "live/")), learner.load(unprefixed(arrays, "good/"))
         self._step, self._labels, self._accepted, self._good_step, self._refreshed, was_broken, quarantined = counts
         self._was_broken = bool(was_broken)
         self._quarantined = None if quarantined < 0 else quarantined
-        self._copies.load(part("copies", arrays))
-        self._watch.load(part("watch", arrays))
+        self._copies.load(unprefixed(arrays, "copies/"))
+        self._watch.load(unprefixed(arrays, "watch/"))
         self._trial = Trial(*arrays["trial"].tolist())

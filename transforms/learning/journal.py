@@ -104,7 +104,7 @@ class Journal:
                 upto, events = _decode(entry)
                 for _ in loop.advance(events, upto):
                     pass  # it was put out when the stretch was first processed
-            chain = _extend(chain, entry)
+            chain = extend(chain, entry)
         if chain != position.chain:
             raise RuntimeError(f"model {model!r}: the log in state does not lead to the state's own {position}")
         return loop
@@ -122,7 +122,7 @@ class Journal:
         """
         version = self._restore(model, loop, restore)
         entry = position.stretches.to_bytes(8, "big") + _RESTORE + restore.name.encode()
-        chain = _extend(position.chain, entry)
+        chain = extend(position.chain, entry)
         position = Position(position.snapshot, chain, position.stretches + 1, position.events)
         self._keep(model, chain, loop)
         return position, entry, version
@@ -150,7 +150,7 @@ class Journal:
             position = Position(digest, digest)
         else:
             stretch = _encode(position.stretches, upto, events)
-            chain = _extend(position.chain, stretch)
+            chain = extend(position.chain, stretch)
             position = Position(position.snapshot, chain, position.stretches + 1, logged)
         if upto < END_OF_TIME:  # else it has come to its end
             self._keep(model, position.chain, loop)
@@ -177,5 +177,6 @@ def _decode(stretch: bytes) -> tuple[int, list[Event]]:
     return int.from_bytes(stretch[9:17], "big", signed=True), unpack(stretch[17:])
 
 
-def _extend(chain: str, stretch: bytes) -> str:
+def extend(chain: str, stretch: bytes) -> str:
+    """Return the hash over a chain and the next entry of its log."""
     return hashlib.sha256(chain.encode() + stretch).hexdigest()

@@ -25,7 +25,7 @@ from contbatch.transforms.events import END_OF_TIME, MICROS, Event, Kind
 from contbatch.transforms.learning.config import Order, PrequentialConfig
 from contbatch.transforms.learning.gate import Gate
 from contbatch.transforms.learning.join import Join, Label, Refusal, Served, dump_event, load_event
-from contbatch.transforms.learning.learner import Arrays, Columns
+from contbatch.transforms.learning.learner import Arrays, Columns, prefixed, unprefixed
 from contbatch.transforms.learning.lineage import Lineage, Version
 from contbatch.transforms.learning.manifest import Restore
 from contbatch.transforms.records import Failed, Learned, Prediction
@@ -247,7 +247,7 @@ class PrequentialLoop(Generic[State]):
             "lineage": self._lineage.dump(),
             "frontier": self._frontier,
         }
-        arrays = {f"{_GATE}{name}": array for name, array in self._gate.export().items()}
+        arrays = prefixed(self._gate.export(), _GATE)
         return arrays | {"loop": np.frombuffer(json.dumps(content).encode(), np.uint8)}
 
     def load(self, arrays: Arrays) -> None:
@@ -259,7 +259,7 @@ class PrequentialLoop(Generic[State]):
         self._join.load(content["join"])
         self._lineage.load(content["lineage"])
         self._frontier = content["frontier"]
-        self._gate.load({name.removeprefix(_GATE): array for name, array in arrays.items() if name.startswith(_GATE)})
+        self._gate.load(unprefixed(arrays, _GATE))
 
 
 _GATE = "gate/"
