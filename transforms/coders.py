@@ -5,7 +5,7 @@ from __future__ import annotations
 from apache_beam import coders
 
 from contbatch.transforms.events import Event, pack, unpack
-from contbatch.transforms.records import Failed, Learned, Prediction, Published
+from contbatch.transforms.records import Example, Failed, Learned, Prediction, Published, Served
 
 
 class EventCoder(coders.Coder):
@@ -28,5 +28,5 @@ class EventCoder(coders.Coder):
 
 
 coders.registry.register_coder(Event, EventCoder)
-for record in (Prediction, Learned, Failed, Published):
+for record in (Prediction, Served, Example, Learned, Failed, Published):
     coders.registry.register_coder(record, coders.RowCoder)

@@ -27,6 +27,8 @@ class Kind(IntEnum):
 
     REQUEST = 0
     FEEDBACK = 1
+    EXAMPLE = 2
+    """Feedback beside the request that it answers: see :class:`~contbatch.transforms.JoinFeedback`."""
 
 
 class Event(NamedTuple):

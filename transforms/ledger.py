@@ -8,6 +8,9 @@ from contbatch.transforms.events import Event, Kind
 from contbatch.transforms.records import Failed, Learned, Prediction, Published
 
 REQUEST_FATES = ("predicted", "shed", "failed")
+NEGATIVES = ("assumed", "settled")
+"""Rows that are learned and are no feedback: requests that had none when a window ended."""
+
 FEEDBACK_FATES = ("learned", "duplicate", "late", "unmatched", "refused")
 
 
@@ -34,6 +37,8 @@ def name_in(record: Event | Failed) -> str:
 
 def name_out(record: Prediction | Learned | Failed | Published) -> str:
     """Return the name under which a record is counted as it comes out."""
+    if isinstance(record, Learned) and record.observed in NEGATIVES:
+        return record.observed
     return record.status if isinstance(record, Failed) else _NAMES[type(record)]
 
 

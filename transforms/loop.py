@@ -32,7 +32,7 @@ from contbatch.transforms.chunks import END, at, timestamp_of
 from contbatch.transforms.events import END_OF_TIME, MICROS, Event, extent, pack, unpack
 from contbatch.transforms.learning import ModelStore, PrequentialConfig, Version
 from contbatch.transforms.learning.journal import Journal, Position
-from contbatch.transforms.learning.prequential import PrequentialLoop, Restored
+from contbatch.transforms.learning.prequential import PrequentialLoop, Restored, Skewed
 from contbatch.transforms.records import Failed, Learned, Prediction, Published
 
 _LOG = logging.getLogger(__name__)
@@ -113,6 +113,7 @@ class EventTimeFn(beam.DoFn):
         self._forced = Metrics.counter("contbatch", "forced")
         self._rebuilt = Metrics.counter("contbatch", "rebuilt")
         self._restored = Metrics.counter("contbatch", "restored")
+        self._waiting = Metrics.gauge("contbatch", "waiting")
 
     def setup(self) -> None:
         """Open the store."""
@@ -216,6 +217,7 @@ class EventTimeFn(beam.DoFn):
         yield from self._restore(model, head, loop, hold, log)
         for output in loop.advance(events, upto):
             yield from self._emit(model, output, hold)
+        self._waiting.set(loop.waiting)
         head.next_time = loop.next_time
         head.position, entry = self._journal.record(model, head.position, loop, events, upto)
         if entry is None:
@@ -277,6 +279,14 @@ class EventTimeFn(beam.DoFn):
             _LOG.warning("model %r: version %s serves again: %s", model, output.restore.target, output.why)
             self._restored.inc()
             self._store.restore(output.restore.target, output.why, model, output.restore.ended)
+        elif isinstance(output, Skewed):
+            _LOG.error(
+                "model %r: features are not learned as they were served (%d of %d rows); was a codec or the learner "
+                "changed while requests were waiting for feedback?",
+                model,
+                output.skewed,
+                output.rows,
+            )
         else:
             published = self._publish(model, output)
             yield beam.pvalue.TaggedOutput("published", at(published, max(published.time, hold)))

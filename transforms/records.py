@@ -29,8 +29,55 @@ class Prediction(NamedTuple):
     model: str
 
 
+class Served(NamedTuple):
+    """A request that was predicted, with its features as they were served: what its feedback is joined to.
+
+    Attributes:
+        payload: the encoded request, as it arrived.
+        request_id: whose it is.
+        time: when the request was made.
+        score: what was predicted.
+        version: the weights, and the statistics of the features, that made it, ``epoch.step``.
+        prepared: what the model's state added to the features, as a JSON list; empty for nothing. See
+            :class:`~contbatch.transforms.learning.learner.Preparing`.
+        fingerprint: of all features as the model got them; see :mod:`contbatch.transforms.learning.skew`.
+        model: which model answered.
+    """
+
+    payload: bytes
+    request_id: str
+    time: int
+    score: float
+    version: str
+    prepared: str = ""
+    fingerprint: int = 0
+    model: str = ""
+
+
+class Example(NamedTuple):
+    """A row to learn: a label, or the lack of one, and the request as it was served.
+
+    Attributes:
+        served: the request.
+        label: 0 to 1.
+        weight: its importance.
+        name: which of several labels of a request this is, such as ``click``; empty where there is one.
+        observed: its standing, a number of :class:`~contbatch.transforms.learning.observed.Observed`.
+        time: when the label was given, or a window ended without one.
+        row: position of the feedback in its source.
+    """
+
+    served: Served
+    label: float
+    weight: float
+    name: str
+    observed: int
+    time: int
+    row: int = 0
+
+
 class Learned(NamedTuple):
-    """A feedback that was learned, beside what had been predicted for it.
+    """A row that was learned, beside what had been predicted for it.
 
     Attributes:
         request_id: the request that it answers.
@@ -40,8 +87,11 @@ class Learned(NamedTuple):
         served_by: the weights that had predicted it, ``epoch.step``.
         version: the first weights that know it, ``epoch.step``.
         request_time: when the request was made.
-        time: when the feedback was given.
+        time: when the feedback was given, or a window ended without one.
         model: which model learned it.
+        name: which of several labels of the request this is.
+        observed: ``label`` or ``corrected`` for feedback; ``assumed`` or ``settled`` for a request without any. See
+            :class:`~contbatch.transforms.learning.observed.Observed`.
     """
 
     request_id: str
@@ -53,6 +103,8 @@ class Learned(NamedTuple):
     request_time: int
     time: int
     model: str
+    name: str = ""
+    observed: str = "label"
 
 
 class Failed(NamedTuple):

@@ -37,6 +37,8 @@ class PredictThenLearn(beam.PTransform):
         requests: codec of the request payloads: ``request_id`` and the learner's fields.
         feedback: codec of the feedback payloads: ``request_id``, ``label`` in [0, 1] and optionally ``weight``.
         ttl: seconds of event time that a request waits for its label, or a label for its request.
+        wait_window: seconds of event time after which a request without a label is learned as a negative, until one
+            comes; ``None`` for never. See :class:`~contbatch.transforms.DelayedLabels` for what to make of it.
         publish_every: examples between published versions.
         publish_seconds: seconds of event time after which new examples are published at the latest.
         gate: what keeps a bad update from serving; ``None`` for nothing.
@@ -65,6 +67,7 @@ class PredictThenLearn(beam.PTransform):
         requests: Codec,
         feedback: Codec,
         ttl: float = 86_400.0,
+        wait_window: float | None = None,
         publish_every: int = 10_000,
         publish_seconds: float = math.inf,
         gate: GatePolicy | None = None,
@@ -85,7 +88,16 @@ class PredictThenLearn(beam.PTransform):
             if not (math.isfinite(value) and value >= least):
                 raise ValueError(f"{name} is {value!r}; give a finite number of {least:g} or more")
         config = PrequentialConfig(
-            learner, policy, requests, feedback, ttl, publish_every, publish_seconds, gate, self._order
+            learner,
+            policy,
+            requests,
+            feedback,
+            ttl,
+            wait_window,
+            publish_every,
+            publish_seconds,
+            gate,
+            self._order,
         )
         whole = round(stride * MICROS / MILLI) * MILLI
         self._settings = LoopSettings(

@@ -33,7 +33,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contbatch.transforms.learning.copies import Copies, Copy, copied
-from contbatch.transforms.learning.learner import Arrays, Columns, Learner, prefixed, unprefixed
+from contbatch.transforms.learning.learner import (
+    Arrays,
+    Columns,
+    Learner,
+    prefixed,
+    prepare,
+    prepared_fields,
+    unprefixed,
+)
 from contbatch.transforms.learning.watch import Trial, Watch
 
 Floats = NDArray[np.float64]
@@ -154,17 +162,19 @@ class Gate(Generic[State]):
         """The step after which the serving weights were made."""
         return self._step if self._quarantined is None else self._good_step
 
-    def predict(self, columns: Columns) -> tuple[Floats, int]:
-        """Return the scores, shape (n,), and the step after which their weights were made.
+    def predict(self, columns: Columns) -> tuple[Floats, int, Columns]:
+        """Return the scores, shape (n,), the step after which their weights were made, and the features as served.
 
         Where the live weights give one that is not finite and the good ones do not, the good ones answer, and the next
         call of :meth:`learn` rolls back.
         """
-        scores = self._learner.predict(self.serving, columns)
+        served = prepare(self._learner, self.serving, columns)
+        scores = self._learner.predict(self.serving, served)
         if self._policy is None or self._quarantined is not None or not self._is_broken(columns, scores):
-            return scores, self.serving_step
+            return scores, self.serving_step, served
         self._was_broken = True
-        return self._score_good(columns), self._good_step
+        served = prepare(self._learner, self._good, columns)
+        return self._score_good(served), self._good_step, served
 
     def restore(self, state: State, step: int) -> None:
         """Put other weights in, which serve and count as good; ends a quarantine. ``state`` is used up."""
@@ -179,7 +189,7 @@ class Gate(Generic[State]):
         The rows that raise an alarm are not learned, nor are those that are not finite.
 
         Args:
-            columns: the rows, as they were served.
+            columns: the rows, with what the learner prepared as it was served.
             labels: shape (n,).
             weights: importance weights, shape (n,).
             scores: what had been served for the rows, shape (n,).
@@ -213,7 +223,7 @@ class Gate(Generic[State]):
         """Judge labels whose rows the live weights served; returns why to roll back, or ""."""
         watch, columns = self._watch, batch.columns
         watch.judge(batch.labels, batch.scores, self._labels - len(batch.labels) + 1)
-        if watch.keep(columns, self._learner.fields, batch.labels, batch.scores):
+        if watch.keep(columns, (*self._learner.fields, *prepared_fields(self._learner)), batch.labels, batch.scores):
             if self._is_broken(columns, self._learner.predict(self._live, columns)):  # the labels may come much later
                 return _BROKEN
             watch.compare(self._score_good, self._labels)

@@ -16,6 +16,8 @@ Arrays = dict[str, NDArray[Any]]
 
 State = TypeVar("State")
 
+_Read = TypeVar("_Read", contravariant=True)
+
 
 def prefixed(arrays: Arrays, prefix: str) -> Arrays:
     """Return the arrays with a prefix before each name, to lie beside others."""
@@ -25,6 +27,34 @@ def prefixed(arrays: Arrays, prefix: str) -> Arrays:
 def unprefixed(arrays: Arrays, prefix: str) -> Arrays:
     """Return the arrays whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+class Preparing(Protocol[_Read]):
+    """The part of a learner whose features depend on its state, such as running statistics.
+
+    They are computed when a request is served, kept with it, and learned as they were served, however the state has
+    changed since: they are columns beside those of the request. Where ``predict`` or ``step`` finds them missing, it
+    computes them from the state it is given.
+    """
+
+    @property
+    def prepared(self) -> Sequence[str]:
+        """Names of the columns that :meth:`prepare` adds."""
+
+    def prepare(self, state: _Read, columns: Columns) -> Columns:
+        """Return the columns that the state adds to n requests: one JSON value per row in each."""
+
+
+def prepared_fields(learner: object) -> tuple[str, ...]:
+    """Return the columns that a learner adds at serving; none for one that is not :class:`Preparing`."""
+    return tuple(getattr(learner, "prepared", ()))
+
+
+def prepare(learner: Any, state: Any, columns: Columns) -> Columns:
+    """Return the columns with those that the learner adds at serving, unless they are there already."""
+    if all(name in columns for name in prepared_fields(learner)):
+        return columns
+    return {**columns, **learner.prepare(state, columns)}
 
 
 class Learner(Protocol[State]):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,12 +24,17 @@ import numpy as np
 from contbatch.transforms.batching import BatchFormer, Reason
 from contbatch.transforms.events import END_OF_TIME, MICROS, Event, Kind
 from contbatch.transforms.learning.config import Order, PrequentialConfig
+from contbatch.transforms.learning.features import fingerprints, give_back, keep
 from contbatch.transforms.learning.gate import Gate
-from contbatch.transforms.learning.join import Join, Label, Refusal, Served, dump_event, load_event
+from contbatch.transforms.learning.intake import Intake
+from contbatch.transforms.learning.join import Refusal
 from contbatch.transforms.learning.learner import Arrays, Columns, prefixed, unprefixed
 from contbatch.transforms.learning.lineage import Lineage, Version
 from contbatch.transforms.learning.manifest import Restore
-from contbatch.transforms.records import Failed, Learned, Prediction
+from contbatch.transforms.learning.observed import Observed
+from contbatch.transforms.learning.skew import SkewMonitor
+from contbatch.transforms.learning.wire import dump_event, load_event
+from contbatch.transforms.records import Example, Failed, Learned, Prediction, Served
 
 State = TypeVar("State")
 
@@ -45,7 +51,21 @@ class Restored(NamedTuple):
     why: str
 
 
-Output = Prediction | Learned | Failed | Version | Restored
+class Skewed(NamedTuple):
+    """Features are not learned as they were served, and it is no accident.
+
+    Attributes:
+        rows: learned so far.
+        skewed: of these, how many differed.
+    """
+
+    rows: int
+    skewed: int
+
+
+Output = Prediction | Learned | Failed | Version | Restored | Skewed
+
+_STANDINGS = tuple(standing.name.lower() for standing in Observed)
 
 
 class PrequentialLoop(Generic[State]):
@@ -62,8 +82,8 @@ class PrequentialLoop(Generic[State]):
         self._gate: Gate[State] = Gate(config.learner, config.gate)
         self._lineage = Lineage()
         self._batch: BatchFormer[Event] = BatchFormer(config.policy)
-        self._arrived: list[Event] = []
-        self._join = Join(round(config.ttl * MICROS))
+        self._intake = Intake(config.terms, config.feedback, model)
+        self._skew = SkewMonitor()
         self._frontier = -END_OF_TIME
 
     @property
@@ -82,11 +102,16 @@ class PrequentialLoop(Generic[State]):
         return self._frontier
 
     @property
+    def waiting(self) -> int:
+        """Request ids that wait for feedback, or are remembered for what comes late or twice."""
+        return self._intake.waiting
+
+    @property
     def next_time(self) -> int | None:
         """The event time after which the loop has something to do even if no event comes."""
-        times = [self._batch.closes_at, self._join.next_expiry]
-        if self._batch.closes_at is None and self._arrived:  # else they wait for the batch
-            times.append(self._arrived[-1].time)
+        times = [self._batch.closes_at, self._intake.next_due]
+        if self._batch.closes_at is None:  # else what has arrived waits for the batch
+            times.append(self._intake.latest)
         return min((time for time in times if time is not None), default=None)
 
     def advance(self, events: Sequence[Event], upto: int) -> Iterator[Output]:
@@ -104,8 +129,8 @@ class PrequentialLoop(Generic[State]):
                 yield self._late(event)
                 continue
             yield from self._pass(event.time, event.kind)
-            if event.kind is Kind.FEEDBACK:
-                self._arrived.append(event)
+            if event.kind is not Kind.REQUEST:
+                self._intake.arrive(event)
                 continue
             self._batch.add(event, event.time)
             if self._batch.is_full:
@@ -116,84 +141,84 @@ class PrequentialLoop(Generic[State]):
             yield self._version()
 
     def _pass(self, time: int, kind: Kind) -> Iterator[Output]:
-        """Do what is due before an event of this kind at this time."""
-        closes_at = self._batch.closes_at
-        if closes_at is not None and (closes_at < time or (closes_at == time and kind is Kind.FEEDBACK)):
-            yield from self._close(closes_at, Reason.DELAY)
-        if self._batch.closes_at is None and self._arrived and self._arrived[-1].time < time:
-            yield from self._learn(self._arrived[-1].time, [])
-        yield from self._expire(time)
-
-    def _expire(self, time: int) -> Iterator[Failed]:
-        for label in self._join.expire(time):
-            yield self._refused(label.event, Refusal.UNMATCHED, "no request within the ttl", label.request_id)
+        """Do what is due before an event of this kind at this time, in the order of its time."""
+        while True:
+            closes_at, due, arrived = self._batch.closes_at, self._intake.next_due, self._intake.latest
+            if closes_at is not None and (due is None or closes_at <= due):
+                if closes_at > time or (closes_at == time and kind is Kind.REQUEST):
+                    return
+                yield from self._close(closes_at, Reason.DELAY)
+            elif closes_at is None and arrived is not None and arrived < (time if due is None else min(due, time)):
+                yield from self._learn(arrived)
+            elif due is not None and due < time:
+                yield from self._intake.expire(due + 1)
+            else:
+                return
 
     def _close(self, time: int, reason: Reason) -> Iterator[Output]:
         """Predict the open batch, then learn what arrived while it was open."""
-        events = self._batch.take()
-        columns, kept, errors = self._config.requests.decode([event.payload for event in events])
-        yield from self._expire(time)
+        config, events = self._config, self._batch.take()
+        decoded, kept, errors = config.requests.decode([event.payload for event in events])
+        yield from self._intake.expire(time)
         for position, why in errors:
             yield self._failed(events[position], why)
-        matched: list[Label] = []
         if kept:
-            scores, step = self._gate.predict(columns)
+            scores, step, columns = self._gate.predict(decoded)
             version = self._lineage.name(step)
-            for request_id, position, score in zip(columns["request_id"], kept, scores.tolist(), strict=True):
+            request_ids = columns["request_id"]
+            features = keep(config.learner, columns)
+            for request_id, position, score, kept_with in zip(
+                request_ids, kept, scores.tolist(), features, strict=True
+            ):
                 event = events[position]
-                served = Served(event.time, event.payload, score, version)
-                matched += self._join.serve(request_id, served)
+                self._intake.serve(
+                    Served(event.payload, request_id, event.time, score, version, *kept_with, self._model)
+                )
                 yield Prediction(request_id, score, version, len(kept), reason, event.time, time, self._model)
-        yield from self._learn(time, matched)
+        yield from self._learn(time)
 
-    def _learn(self, time: int, labels: list[Label]) -> Iterator[Output]:
-        """Learn these labels, which have met their request, and all feedback that has arrived."""
-        events, self._arrived = self._arrived, []
-        for outcome in self._decode_feedback(events):
-            if isinstance(outcome, Label):
-                labels.append(outcome)
+    def _learn(self, time: int) -> Iterator[Output]:
+        """Learn all that has arrived."""
+        examples = []
+        for outcome in self._intake.take(time):
+            if isinstance(outcome, Example):
+                examples.append(outcome)
             else:
                 yield outcome
-        yield from self._expire(time)
-        learnable = []
-        for label in labels:
-            match = self._join.match(label)
-            if isinstance(match, Served):
-                learnable.append((label, match))
-            elif match is not None:
-                yield self._refused(label.event, match, _WHY[match], label.request_id)
-        if learnable:
-            yield from self._update(learnable, time)
-
-    def _decode_feedback(self, events: Sequence[Event]) -> Iterator[Label | Failed]:
-        if not events:
+        if not examples:
             return
-        columns, kept, errors = self._config.feedback.decode([event.payload for event in events])
-        for position, why in errors:
-            yield self._refused(events[position], Refusal.REFUSED, why)
-        weights = columns.get("weight", [1.0] * len(kept))
-        for request_id, value, weight, position in zip(
-            columns["request_id"], columns["label"], weights, kept, strict=True
-        ):
-            if not 0 <= value <= 1 or not (weight >= 0 and math.isfinite(weight)):
-                why = f"label {value!r} with weight {weight!r}; a label is 0 to 1, a weight finite and 0 or more"
-                yield self._refused(events[position], Refusal.REFUSED, why, request_id)
-            else:
-                yield Label(events[position], request_id, float(value), float(weight))
+        columns, kept, errors = self._config.requests.decode([example.served.payload for example in examples])
+        for position, why in errors:  # they decoded when they were served: the codec is another one now
+            yield from self._intake.refuse_example(examples[position], why)
+        if kept:
+            yield from self._update(columns, [examples[position] for position in kept], time)
 
-    def _update(self, learnable: Sequence[tuple[Label, Served]], time: int) -> Iterator[Output]:
+    def _update(self, columns: Columns, examples: Sequence[Example], time: int) -> Iterator[Output]:
         config, lineage = self._config, self._lineage
-        columns = config.requests.decode([served.payload for _, served in learnable]).columns
-        labels = np.array([label.value for label, _ in learnable])
-        weights = np.array([label.weight for label, _ in learnable])
-        scores = np.array([served.score for _, served in learnable])
+        columns = give_back(config.learner, columns, examples)
+        marks = [example.served.fingerprint for example in examples]
+        if self._skew.compare(marks, fingerprints(config.learner, columns)):
+            yield Skewed(self._skew.rows, self._skew.skewed)
+        labels = np.array([example.label for example in examples])
+        weights = np.array([example.weight for example in examples])
+        scores = np.array([example.served.score for example in examples])
         verdict = self._gate.learn(columns, labels, weights, scores)
-        served_by = [served.version for _, served in learnable]
+        served_by = [example.served.version for example in examples]
         lineage.learned(labels.tolist(), weights.tolist(), scores.tolist(), served_by, time)
         version = lineage.name()
-        for (event, request_id, value, weight), served in learnable:
+        for served, label, weight, name, observed, given, _ in examples:
             yield Learned(
-                request_id, value, weight, served.score, served.version, version, served.time, event.time, self._model
+                served.request_id,
+                label,
+                weight,
+                served.score,
+                served.version,
+                version,
+                served.time,
+                given,
+                self._model,
+                name,
+                _STANDINGS[observed],
             )
         if verdict is not None:
             lineage.judged(f"{verdict.action}: {verdict.why}")
@@ -228,22 +253,19 @@ class PrequentialLoop(Generic[State]):
 
     def _late(self, event: Event) -> Failed:
         why = f"arrived when everything up to event time {self._frontier / MICROS:.6f} s was already done"
-        if event.kind is Kind.FEEDBACK:
-            return self._refused(event, Refusal.LATE, why)
+        if event.kind is not Kind.REQUEST:
+            return self._intake.refuse(event, Refusal.LATE, why)
         return self._failed(event, why)
 
     def _failed(self, event: Event, why: str) -> Failed:
         return Failed("request", "failed", why, "", event.time, event.row, event.payload, self._model)
 
-    def _refused(self, event: Event, status: Refusal, why: str, request_id: str = "") -> Failed:
-        return Failed("feedback", status, why, request_id, event.time, event.row, event.payload, self._model)
-
     def snapshot(self) -> Arrays:
         """Return all that :meth:`load` needs to go on exactly from here."""
         content = {
             "batch": [dump_event(event) for event in self._batch.elements],
-            "arrived": [dump_event(event) for event in self._arrived],
-            "join": self._join.dump(),
+            "intake": self._intake.dump(),
+            "skew": asdict(self._skew),
             "lineage": self._lineage.dump(),
             "frontier": self._frontier,
         }
@@ -255,16 +277,11 @@ class PrequentialLoop(Generic[State]):
         content = json.loads(arrays["loop"].tobytes())
         for event in map(load_event, content["batch"]):
             self._batch.add(event, event.time)
-        self._arrived = [load_event(values) for values in content["arrived"]]
-        self._join.load(content["join"])
+        self._intake.load(content["intake"])
+        self._skew = SkewMonitor(**content["skew"])
         self._lineage.load(content["lineage"])
         self._frontier = content["frontier"]
         self._gate.load(unprefixed(arrays, _GATE))
 
 
 _GATE = "gate/"
-
-_WHY = {
-    Refusal.DUPLICATE: "this request's label is already learned",
-    Refusal.LATE: "later than the ttl after its request",
-}

@@ -9,7 +9,15 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from contbatch.transforms.learning.learner import Arrays, Columns, Learner, prefixed, unprefixed
+from contbatch.transforms.learning.learner import (
+    Arrays,
+    Columns,
+    Learner,
+    prefixed,
+    prepare,
+    prepared_fields,
+    unprefixed,
+)
 
 Floats = NDArray[np.float64]
 
@@ -53,6 +61,16 @@ class Downsampled(Generic[State]):
         """Return the inner learner's first state."""
         return self.learner.init()
 
+    @property
+    def prepared(self) -> tuple[str, ...]:
+        """What the inner learner prepares."""
+        return prepared_fields(self.learner)
+
+    def prepare(self, state: State, columns: Columns) -> Columns:
+        """Return what the inner learner prepares."""
+        columns = prepare(self.learner, state, columns)
+        return {name: columns[name] for name in self.prepared}
+
     def predict(self, state: State, columns: Columns) -> Floats:
         """Return the inner learner's probability, corrected: ``p / (p + (1 - p) / rate)``, shape (n,)."""
         score = self.learner.predict(state, columns)
@@ -67,7 +85,9 @@ class Downsampled(Generic[State]):
         ]
         if not kept:
             return state
-        part = {field: [columns[field][row] for row in kept] for field in self.learner.fields}
+        columns = prepare(self, state, columns)
+        names = (*self.learner.fields, *self.prepared)
+        part = {name: [columns[name][row] for row in kept] for name in names}
         return self.learner.step(state, part, labels[kept], weights[kept])
 
     def export(self, state: State) -> Arrays:

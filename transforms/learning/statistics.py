@@ -11,7 +11,15 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from contbatch.transforms.learning.learner import Arrays, Columns, Learner, prefixed, unprefixed
+from contbatch.transforms.learning.learner import (
+    Arrays,
+    Columns,
+    Learner,
+    prefixed,
+    prepare,
+    prepared_fields,
+    unprefixed,
+)
 
 Floats = NDArray[np.float64]
 
@@ -145,9 +153,9 @@ class Standardized(Generic[State]):
     """Gives a learner numeric columns with mean 0 and standard deviation 1.
 
     The statistics are a part of the state: they are published, restored and rolled back together with the weights
-    that were learned under them. :meth:`step` standardises with the statistics that :meth:`predict` used on the
-    same state and only then learns the raw values. So the rows that a step learns look as they did to a prediction
-    of the version before it; a row that was served by an older version is standardised anew.
+    that were learned under them. The standardised values are prepared columns (see
+    :class:`~contbatch.transforms.learning.learner.Preparing`): a label that comes hours later is learned with the
+    values that were served, and the statistics learn the raw ones.
 
     Attributes:
         learner: the inner learner.
@@ -187,18 +195,28 @@ class Standardized(Generic[State]):
         """Return the statistics of no rows and the inner learner's first state."""
         return StandardizedState(RunningStatistics.empty(len(self.numbers)), self.learner.init())
 
+    @property
+    def prepared(self) -> tuple[str, ...]:
+        """The standardised numbers, and what the inner learner prepares."""
+        return (*map(_standardized, self.numbers), *prepared_fields(self.learner))
+
+    def prepare(self, state: StandardizedState[State], columns: Columns) -> Columns:
+        """Return the numbers, standardised with the state's statistics, and what the inner learner prepares."""
+        scaled = state.statistics.standardize(self._values(columns), self.limit).T.tolist()
+        own = dict(zip(map(_standardized, self.numbers), scaled, strict=True))
+        inner = prepare(self.learner, state.inner, self._inner({**columns, **own}))
+        return own | {name: inner[name] for name in prepared_fields(self.learner)}
+
     def predict(self, state: StandardizedState[State], columns: Columns) -> Floats:
         """Return the inner learner's score of the standardised rows, shape (n,)."""
-        return self.learner.predict(state.inner, self._standardized(state.statistics, columns, self._values(columns)))
+        return self.learner.predict(state.inner, self._inner(prepare(self, state, columns)))
 
     def step(
         self, state: StandardizedState[State], columns: Columns, labels: Floats, weights: Floats
     ) -> StandardizedState[State]:
-        """Learn the rows as the state standardises them, then their raw values."""
-        values = self._values(columns)
-        seen = self._standardized(state.statistics, columns, values)
-        inner = self.learner.step(state.inner, seen, labels, weights)
-        times = floats(columns[self.time_field])
+        """Learn the rows as they were standardised, then their raw values."""
+        inner = self.learner.step(state.inner, self._inner(prepare(self, state, columns)), labels, weights)
+        values, times = self._values(columns), floats(columns[self.time_field])
         return StandardizedState(state.statistics.learn(values, times, weights, self.half_life), inner)
 
     def export(self, state: StandardizedState[State]) -> Arrays:
@@ -230,6 +248,10 @@ class Standardized(Generic[State]):
         """Return the raw numbers, shape (n, k)."""
         return np.array([floats(columns[field]) for field in self.numbers]).T
 
-    def _standardized(self, statistics: RunningStatistics, columns: Columns, values: Floats) -> Columns:
-        scaled = statistics.standardize(values, self.limit).T.tolist()
-        return {**columns, **dict(zip(self.numbers, scaled, strict=True))}
+    def _inner(self, columns: Columns) -> Columns:
+        """Return the columns with the standardised numbers in the place of the raw ones."""
+        return {**columns, **{name: columns[_standardized(name)] for name in self.numbers}}
+
+
+def _standardized(name: str) -> str:
+    return f"standardized {name}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -26,6 +26,21 @@ CONFIG: PrequentialConfig[Any] = PrequentialConfig(
     ttl=6.0,
     publish_every=4,
 )
+
+
+@dataclass(frozen=True)
+class Settling(SparseLearner):
+    """Asks for the requests that never get a label."""
+
+    needs_settled = True
+
+
+WAITING = replace(CONFIG, wait_window=1.5)
+"""A wait window shorter than a batch may be open."""
+
+SETTLING = replace(CONFIG, wait_window=3.0, learner=Settling(("user", "item"), bits=4))
+
+configs = st.sampled_from([CONFIG, WAITING, SETTLING])
 
 
 def event(kind: Kind, second: int, who: int, row: int, value: float = 1.0) -> Event:
@@ -82,21 +97,54 @@ EXPIRES_WHILE_A_BATCH_IS_OPEN = sorted(
 cuts = st.lists(st.integers(0, 24 * MICROS), max_size=6)
 
 
-@given(streams())
-def test_every_event_has_exactly_one_fate(events: list[Event]) -> None:
-    outputs = run(events)
+@given(streams(), configs)
+def test_every_event_has_exactly_one_fate(events: list[Event], config: PrequentialConfig[Any]) -> None:
+    outputs = run(events, config=config)
     assert_conserved(events, [output for output in outputs if not isinstance(output, Version)])
 
 
-@example(EXPIRES_WHILE_A_BATCH_IS_OPEN, [6 * MICROS + 1])
-@given(streams(), cuts)
-def test_it_does_not_matter_how_the_stream_is_cut(events: list[Event], given_cuts: list[int]) -> None:
-    assert run(events, given_cuts) == run(events)
+@example(EXPIRES_WHILE_A_BATCH_IS_OPEN, [6 * MICROS + 1], CONFIG)
+@given(streams(), cuts, configs)
+def test_it_does_not_matter_how_the_stream_is_cut(
+    events: list[Event], given_cuts: list[int], config: PrequentialConfig[Any]
+) -> None:
+    assert run(events, given_cuts, config) == run(events, config=config)
 
 
-@given(streams(), cuts)
-def test_a_restored_loop_goes_on_as_if_nothing_had_happened(events: list[Event], given_cuts: list[int]) -> None:
-    assert run(events, given_cuts, restore=True) == run(events)
+@given(streams(), cuts, configs)
+def test_a_restored_loop_goes_on_as_if_nothing_had_happened(
+    events: list[Event], given_cuts: list[int], config: PrequentialConfig[Any]
+) -> None:
+    assert run(events, given_cuts, config, restore=True) == run(events, config=config)
+
+
+@given(streams(), configs)
+def test_a_request_is_learned_as_often_as_it_must_be(events: list[Event], config: PrequentialConfig[Any]) -> None:
+    """Once with its label; with a wait window, every request: by a label in time, or as a negative before a label."""
+    outputs = run(events, config=config)
+    standings: dict[tuple[str, int], list[str]] = {}
+    for learned in of(Learned, outputs):
+        standings.setdefault((learned.request_id, learned.request_time), []).append(learned.observed)
+    end = ["settled"] if config is SETTLING else []
+    possible = [["label"], ["assumed", "corrected"], ["assumed", *end]] if config.wait_window else [["label"]]
+    assert all(found in possible for found in standings.values())
+    if config.wait_window:
+        assert {learned.request_id for learned in of(Learned, outputs)} == {
+            prediction.request_id for prediction in of(Prediction, outputs)
+        }
+
+
+def test_a_request_without_a_label_is_learned_when_its_window_ends() -> None:
+    """Asked at 0 s, answered at 2 s, the window of 3 s ends, a label comes at 5 s; another one never has any."""
+    config = replace(SETTLING, ttl=6.0)
+    asked = [event(Kind.REQUEST, 0, who, who) for who in (0, 1)]
+    outputs = run([*asked, event(Kind.FEEDBACK, 5, 0, 9)], config=config)
+    assert [(made.request_id, made.label, made.observed, made.time // MICROS) for made in of(Learned, outputs)] == [
+        ("0", 0.0, "assumed", 3),
+        ("1", 0.0, "assumed", 3),
+        ("0", 1.0, "corrected", 5),
+        ("1", 0.0, "settled", 6),
+    ]
 
 
 @given(streams(), st.integers(0, 22 * MICROS))
@@ -244,6 +292,7 @@ def test_fates_of_a_full_day_add_up() -> None:
         ),
         ({"feedback": small.requests}, r"the feedback codec .* also needs \['label'\]"),
         ({"ttl": 1.0}, r"ttl is 1.0 s; give at least the policy's max_delay, 2.0 s"),
+        ({"wait_window": 7.0}, r"wait_window is 7.0 s; give seconds from 0 to the ttl, 6.0 s"),
         ({"publish_every": 0}, "publish_every is 0; give 1 example or more"),
     ],
 )

@@ -1,0 +1,47 @@
+"""Features on their way from a prediction to the learner: kept with the request, and given back as they were served."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+from zlib import crc32
+
+from contbatch.transforms.learning.learner import Columns, prepared_fields
+from contbatch.transforms.learning.observed import FIELD
+from contbatch.transforms.records import Example
+
+
+def keep(learner: Any, columns: Columns) -> list[tuple[str, int]]:
+    """Return, for each of n rows that a learner predicts, what has to be kept beside the request itself.
+
+    Returns:
+        what the learner has prepared, as a JSON list ("" for nothing), and the fingerprint of all its features.
+    """
+    names = prepared_fields(learner)
+    prints = fingerprints(learner, columns)
+    if not names:
+        return [("", mark) for mark in prints]
+    rows = zip(*(columns[name] for name in names), strict=True)
+    return [(json.dumps(row), mark) for row, mark in zip(rows, prints, strict=True)]
+
+
+def give_back(learner: Any, columns: Columns, examples: Sequence[Example]) -> Columns:
+    """Return the columns to learn from.
+
+    Args:
+        learner: that of :func:`keep`.
+        columns: the decoded requests.
+        examples: for each of them.
+    """
+    names = prepared_fields(learner)
+    rows = [json.loads(example.served.prepared) for example in examples] if names else []
+    prepared = {name: [row[place] for row in rows] for place, name in enumerate(names)}
+    return {**columns, **prepared, FIELD: [example.observed for example in examples]}
+
+
+def fingerprints(learner: Any, columns: Columns) -> list[int]:
+    """Return a number for each of n rows that depends on every bit of a learner's features, and on their types."""
+    names = dict.fromkeys((*learner.fields, *prepared_fields(learner)))
+    rows = zip(*(columns[name] for name in names), strict=True)
+    return [crc32(repr(row).encode("utf-8", "surrogatepass")) for row in rows]
