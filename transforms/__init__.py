@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from contbatch.transforms.engine.versions import StoreVersions as StoreVersions
     from contbatch.transforms.events import Event as Event
     from contbatch.transforms.events import Kind as Kind
+    from contbatch.transforms.feedback import JoinFeedback as JoinFeedback
     from contbatch.transforms.handlers.learner import LearnerModelHandler as LearnerModelHandler
     from contbatch.transforms.handlers.torch import TorchModelHandler as TorchModelHandler
     from contbatch.transforms.infer import FailedElement as FailedElement
@@ -38,12 +39,15 @@ if TYPE_CHECKING:
     from contbatch.transforms.learning.vocabulary import BoundedIds as BoundedIds
     from contbatch.transforms.microbatch import MicroBatch as MicroBatch
     from contbatch.transforms.parallel_update import ParallelUpdate as ParallelUpdate
+    from contbatch.transforms.records import Example as Example
     from contbatch.transforms.records import Failed as Failed
     from contbatch.transforms.records import Learned as Learned
     from contbatch.transforms.records import Prediction as Prediction
     from contbatch.transforms.records import Published as Published
+    from contbatch.transforms.records import Served as Served
     from contbatch.transforms.update import OnlineUpdate as OnlineUpdate
     from contbatch.transforms.update import PredictThenLearn as PredictThenLearn
+
 
 _HOME = {
     "AvroCodec": "codecs",
@@ -55,11 +59,13 @@ _HOME = {
     "CostModel": "batching",
     "Downsampled": "learning.sampling",
     "Event": "events",
+    "Example": "records",
     "Failed": "records",
     "FailedElement": "infer",
     "FileVersions": "engine.versions",
     "Ftrl": "learning.coordinate",
     "GatePolicy": "learning",
+    "JoinFeedback": "feedback",
     "Kind": "events",
     "Learned": "records",
     "Learner": "learning",
@@ -75,6 +81,7 @@ _HOME = {
     "Published": "records",
     "Reason": "batching",
     "Scheduler": "batching",
+    "Served": "records",
     "ShedElement": "infer",
     "SparseLearner": "learning",
     "Standardized": "learning.statistics",

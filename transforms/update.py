@@ -65,7 +65,7 @@ class PredictThenLearn(beam.PTransform):
         store: str,
         *,
         requests: Codec,
-        feedback: Codec,
+        feedback: Codec | None,
         ttl: float = 86_400.0,
         wait_window: float | None = None,
         publish_every: int = 10_000,
@@ -128,6 +128,10 @@ class OnlineUpdate(beam.PTransform):
     and returns that of the versions, :class:`~contbatch.transforms.Published`. Its attributes are ``learned`` and
     ``failed``: every feedback is in one of the two, once, whatever the runner repeats. Whoever predicts, as
     :class:`~contbatch.transforms.ContinuousInference` with ``versions``, finds the versions in the store.
+
+    Where ``feedback`` is ``None`` it takes a PCollection of :class:`~contbatch.transforms.Example` instead, which
+    :class:`~contbatch.transforms.JoinFeedback` has made: it learns the features as they were served elsewhere, holds
+    them against the scores that were given there, and need not predict the requests again.
 
     A deterministic trainer gives the same versions, bit by bit, for the same events in any order of arrival. It waits
     for the watermark; another one learns what comes as it comes.

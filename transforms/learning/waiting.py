@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
@@ -33,12 +32,20 @@ class WaitingRoom:
         self._tickets: dict[str, Ticket] = {}
         self._due: list[tuple[int, int, str]] = []
         self._count = 0  # decides between what is due at one instant
-        self._featured: deque[tuple[int, str]] = deque()
-        self._known: deque[tuple[int, str]] = deque()
+        self._featured: list[tuple[int, str]] = []
+        self._known: list[tuple[int, str]] = []
 
     def __len__(self) -> int:
         """Return how many request ids are known."""
         return len(self._tickets)
+
+    @property
+    def next_change(self) -> int | None:
+        """The event time after which :meth:`expire` has something to do; what is only forgotten may wait a little."""
+        ttl = self._terms.ttl_micros
+        spare = ttl // 8
+        times = [queue[0][0] + spare + many * ttl for many, queue in ((1, self._featured), (2, self._known)) if queue]
+        return min([*times, self._due[0][0]] if self._due else times, default=None)
 
     @property
     def next_due(self) -> int | None:
@@ -52,7 +59,7 @@ class WaitingRoom:
         is_first = ticket.served is None
         orphans = ticket.serve(served)
         if is_first:
-            self._featured.append((served.time, request_id))
+            heappush(self._featured, (served.time, request_id))
             for due in self._terms.dues(served):
                 self._wait(request_id, due)
         return orphans
@@ -95,9 +102,9 @@ class WaitingRoom:
             if ticket.next_due(self._terms) is not None:
                 break  # its last example is still to be made
             ticket.strip()
-            known.append(featured.popleft())
+            heappush(known, heappop(featured))
         while known and known[0][0] + self._terms.ttl_micros < before:
-            del self._tickets[known.popleft()[1]]
+            del self._tickets[heappop(known)[1]]
 
     def _wait(self, request_id: str, due: int) -> None:
         heappush(self._due, (due, self._count, request_id))
@@ -109,8 +116,8 @@ class WaitingRoom:
             "tickets": {request_id: dump_ticket(ticket) for request_id, ticket in self._tickets.items()},
             "due": sorted(self._due),
             "count": self._count,
-            "featured": list(self._featured),
-            "known": list(self._known),
+            "featured": sorted(self._featured),
+            "known": sorted(self._known),
         }
 
     def load(self, content: dict[str, Any]) -> None:
@@ -118,5 +125,5 @@ class WaitingRoom:
         self._tickets = {request_id: load_ticket(values) for request_id, values in content["tickets"].items()}
         self._due = [(time, number, request_id) for time, number, request_id in content["due"]]
         self._count = content["count"]
-        self._featured = deque((time, request_id) for time, request_id in content["featured"])
-        self._known = deque((time, request_id) for time, request_id in content["known"])
+        self._featured = [(time, request_id) for time, request_id in content["featured"]]
+        self._known = [(time, request_id) for time, request_id in content["known"]]

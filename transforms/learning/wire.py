@@ -15,10 +15,10 @@ def dump_event(event: Event) -> list[Any]:
     return [event.time, event.kind, event.row, event.payload.decode("latin-1")]
 
 
-def load_event(values: list[Any]) -> Event:
+def load_event(values: list[Any], model: str = "") -> Event:
     """Return the event that :func:`dump_event` described."""
     time, kind, row, payload = values
-    return Event(time, Kind(kind), row, payload.encode("latin-1"))
+    return Event(time, Kind(kind), row, payload.encode("latin-1"), model)
 
 
 def dump_label(label: Label) -> list[Any]:
@@ -26,9 +26,9 @@ def dump_label(label: Label) -> list[Any]:
     return [*dump_event(label.event), *label[1:]]
 
 
-def load_label(values: list[Any]) -> Label:
+def load_label(values: list[Any], model: str = "") -> Label:
     """Return the label that :func:`dump_label` described."""
-    return Label(load_event(values[:4]), *values[4:])
+    return Label(load_event(values[:4], model), *values[4:])
 
 
 def dump_served(served: Served) -> list[Any]:

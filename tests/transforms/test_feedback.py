@@ -1,0 +1,282 @@
+"""``JoinFeedback``: ttl 10 s and a wait window of 4 s throughout; see test_join for what becomes of one request."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import apache_beam as beam
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.testing.test_pipeline import TestPipeline
+from apache_beam.testing.test_stream import TestStream
+from apache_beam.testing.util import assert_that, equal_to
+from apache_beam.transforms.window import FixedWindows, TimestampedValue
+from apache_beam.utils.timestamp import Timestamp
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contbatch.transforms import AvroCodec, Event, Example, Failed, JoinFeedback, Kind, Served
+from contbatch.transforms.coders import EventCoder
+from contbatch.transforms.events import END_OF_TIME, MICROS
+from contbatch.transforms.feedback import _JoinFn
+from contbatch.transforms.keyed_state import Bag, Cell, KeyedState, Timer
+from contbatch.transforms.learning.join import Label, Terms
+from contbatch.transforms.learning.observed import Observed
+from contbatch.transforms.learning.rooms import Rooms, line_of
+from contbatch.transforms.testing import Sink
+
+CODEC = AvroCodec(
+    {
+        "type": "record",
+        "name": "Feedback",
+        "fields": [
+            {"name": "request_id", "type": "string"},
+            {"name": "label", "type": "float"},
+            {"name": "name", "type": "string"},
+        ],
+    }
+)
+TERMS = Terms(10.0, 4.0, settles=True)
+join = partial(JoinFeedback, CODEC, ttl=10.0, wait_window=4.0, settles=True, shards=3)
+
+
+def asked(who: int, seconds: float) -> Served:
+    return Served(f"features of {who}\n".encode(), str(who), round(seconds * MICROS), who / 100, "0.7", "[1.5]", who)
+
+
+def told(who: int, seconds: float, row: int = 0, value: float = 1.0, name: str = "") -> Event:
+    payload = CODEC.encode({"request_id": str(who), "label": value, "name": name})
+    return Event(round(seconds * MICROS), Kind.FEEDBACK, row, payload)
+
+
+def stream(count: int, seed: int) -> tuple[list[Served], list[Event]]:
+    """A request each 0.2 s; labels in time, after the window, after the ttl, before the request, twice, of nobody."""
+    rng = random.Random(seed)
+    served = [asked(who, who / 5) for who in range(count)]
+    feedback = []
+    for who in range(count):
+        fate = rng.choice(["soon", "later", "too late", "before", "twice", "never", "of nobody", "broken", "bad"])
+        times = {"soon": [1], "later": [7], "too late": [12], "before": [-2], "twice": [1, 2]}.get(fate, [3])
+        if fate == "never":
+            continue
+        for time in times:
+            made = told(
+                who + 10**6 * (fate == "of nobody"), who / 5 + time, len(feedback), 7.0 if fate == "bad" else 1.0
+            )
+            feedback.append(made._replace(payload=b"\xff") if fate == "broken" else made)
+    return served, feedback
+
+
+def expected(served: Sequence[Served], feedback: Sequence[Event]) -> Counter[str]:
+    """Count by going over each request alone."""
+    by_id: dict[str, list[float]] = {}
+    counts: Counter[str] = Counter()
+    known = {one.request_id: one.time for one in served}
+    for event in feedback:
+        decoded = CODEC.decode([event.payload])
+        if not decoded.positions or not 0 <= decoded.columns["label"][0] <= 1:
+            counts["refused"] += 1
+        elif decoded.columns["request_id"][0] not in known:
+            counts["unmatched"] += 1
+        else:
+            name = decoded.columns["request_id"][0]
+            by_id.setdefault(name, []).append((event.time - known[name]) / MICROS)
+    for name in known:
+        delays = sorted(by_id.get(name, []))
+        counts["late"] += sum(delay > 10 for delay in delays)
+        delays = [delay for delay in delays if delay <= 10]
+        counts["duplicate"] += len(delays[1:])
+        if not delays:
+            counts["ASSUMED"] += 1
+            counts["SETTLED"] += 1
+        elif delays[0] > 4:
+            counts["ASSUMED"] += 1
+            counts["CORRECTED"] += 1
+        else:
+            counts["LABEL"] += 1
+    return +counts
+
+
+def fate(outcome: Example | Failed) -> str:
+    return Observed(outcome.observed).name if isinstance(outcome, Example) else outcome.status
+
+
+def test_every_feedback_has_one_fate_whatever_the_order_of_a_bounded_run() -> None:
+    served, feedback = stream(200, 0)
+    for seed in (1, 2):
+        rng = random.Random(seed)
+        with TestPipeline() as pipeline:
+            requests = pipeline | "r" >> beam.Create(rng.sample(served, len(served))).with_output_types(Served)
+            labels = pipeline | "l" >> beam.Create(rng.sample(feedback, len(feedback))).with_output_types(Event)
+            examples = (requests, labels) | join()
+            kinds = (examples, examples.late, examples.failed) | beam.Flatten() | beam.Map(fate)
+            counted = kinds | beam.combiners.Count.PerElement()
+            assert_that(counted, equal_to(list(expected(served, feedback).items())))
+            as_served = examples | beam.Map(
+                lambda example: example.served == asked(int(example.served.request_id), example.served.time / MICROS)
+            )
+            assert_that(as_served | beam.Distinct(), equal_to([True]), label="as served")
+    assert len(expected(served, feedback)) == 8
+
+
+def test_late_feedback_has_an_output_of_its_own() -> None:
+    with TestPipeline() as pipeline:
+        requests = pipeline | "r" >> beam.Create([asked(1, 0)]).with_output_types(Served)
+        labels = pipeline | "l" >> beam.Create([told(1, 11), told(1, 12, 1)]).with_output_types(Event)
+        examples = (requests, labels) | join()
+        late = examples.late | beam.Map(lambda failed: (failed.status, failed.request_id, failed.reason))
+        assert_that(late, equal_to([("late", "1", "later than the ttl after its request")] * 2))
+
+
+def live(served: Sequence[Served], feedback: Sequence[Event]) -> Sink:
+    """Run as a stream whose watermark moves in steps, and count in windows what comes out."""
+    sink, windows = Sink(), Sink()
+    script = TestStream(coder=EventCoder())
+    wrapped = [Event(one.time, Kind.REQUEST, 0, one.request_id.encode()) for one in served]
+    for second in range(0, 40, 2):
+        due = [one for one in [*wrapped, *feedback] if max(one.time, 0) // MICROS in (second, second + 1)]
+        script.add_elements([TimestampedValue(one, Timestamp(micros=max(one.time, 0))) for one in due])
+        script.advance_watermark_to(Timestamp(second + 2))
+    by_id = {one.request_id: one for one in served}
+    with beam.Pipeline(options=PipelineOptions(streaming=True)) as pipeline:
+        events = pipeline | script.advance_watermark_to_infinity()
+        requests = (
+            events
+            | "requests" >> beam.Filter(lambda event: event.kind is Kind.REQUEST)
+            | beam.Map(lambda event: by_id[event.payload.decode()]).with_output_types(Served)
+        )
+        labels = events | "feedback" >> beam.Filter(lambda event: event.kind is Kind.FEEDBACK)
+        examples = (requests, labels) | join(stride=2.0)
+        everything = (examples, examples.late, examples.failed) | "All" >> beam.Flatten()
+        everything | "Sink" >> sink
+        counted = (
+            everything
+            | beam.WindowInto(FixedWindows(5))
+            | beam.Map(lambda outcome: (fate(outcome), 1))
+            | beam.CombinePerKey(sum)
+        )
+        counted | "Windows" >> windows
+    totals: Counter[str] = Counter()
+    for name, count in windows.elements:
+        totals[name] += count
+    assert totals == Counter(map(fate, sink.elements))  # nothing was late for the windows downstream
+    return sink
+
+
+def test_a_live_stream_gives_the_same_and_loses_nothing_downstream() -> None:
+    served, feedback = stream(80, 3)
+    assert Counter(map(fate, live(served, feedback).elements)) == expected(served, feedback)
+
+
+def key_state() -> KeyedState:
+    return KeyedState(log=Bag(), head=Cell(), timer=Timer())
+
+
+def join_fn() -> _JoinFn:
+    fn = _JoinFn(TERMS, MICROS // 2, is_bounded=False)
+    fn.setup()
+    return fn
+
+
+def line(item: Served | Event) -> bytes:
+    if isinstance(item, Served):
+        return line_of(item)
+    columns = CODEC.decode([item.payload]).columns
+    return line_of(Label(item, columns["request_id"][0], columns["label"][0], 1.0, columns["name"][0]))
+
+
+seconds = st.floats(0, 30).map(lambda value: round(value, 2))
+items = st.one_of(
+    st.tuples(st.just("ask"), st.integers(0, 3), seconds),
+    st.tuples(st.just("tell"), st.integers(0, 4), seconds),
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(items, max_size=15), st.randoms(use_true_random=False), st.booleans())
+def test_any_order_of_arrival_and_any_restart_give_the_same(
+    plan: list[Any], rng: random.Random, restarts: bool
+) -> None:
+    """All comes before the watermark moves, and a request has one label: which one comes first does not count."""
+    once = {(what, who): (what, who, when) for what, who, when in plan}
+    made: list[Served | Event] = [
+        asked(who, when) if what == "ask" else told(who, when, row)
+        for row, (what, who, when) in enumerate(once.values())
+    ]
+    oracle = sorted(map(repr, run(made, False)))
+    rng.shuffle(made)
+    assert sorted(map(repr, run(made, restarts))) == oracle
+
+
+def run(made: list[Served | Event], restarts: bool) -> list[Any]:
+    """Bring everything one by one, then let time pass by the timer alone."""
+    fn, state, outputs = join_fn(), key_state(), []
+    for item in made:
+        outputs += state.bundle(fn, partial(fn.process, (0, line(item)), Timestamp(micros=item.time)))
+        fn = join_fn() if restarts else fn
+    while (timer := state.parts["timer"].time) is not None:
+        state.parts["timer"].time = None
+        outputs += state.bundle(fn, partial(fn.on_next, 0, timer))
+        fn = join_fn() if restarts else fn
+    return [output.value if hasattr(output, "tag") else output for output in outputs]
+
+
+def test_a_failed_bundle_leaves_nothing_behind() -> None:
+    """The label is matched, the bundle fails, and comes again: it is no duplicate of itself."""
+    fn, state = join_fn(), key_state()
+    state.bundle(fn, partial(fn.process, (0, line(asked(1, 0))), Timestamp(0)))
+    tell = partial(fn.process, (0, line(told(1, 1))), Timestamp(1))
+
+    def fail(parts: Any) -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        state.bundle(fn, tell, committing=fail)
+    assert [Observed(example.observed) for example in state.bundle(fn, tell)] == [Observed.LABEL]
+
+
+def test_state_is_bounded_by_time_not_by_the_stream() -> None:
+    """A request a second for 40 minutes: 21 ids, give or take the stride and an eighth of the ttl.
+
+    A request is some 150 bytes of log, which would be 360 kB; it is cut at 64 KiB.
+    """
+    fn, state, sizes = join_fn(), key_state(), []
+    for second in range(2400):
+        timer = state.parts["timer"].time
+        if timer is not None and timer.micros <= second * MICROS:
+            state.bundle(fn, partial(fn.on_next, 0, timer))
+        state.bundle(fn, partial(fn.process, (0, line(asked(second, second))), Timestamp(second)))
+        sizes.append(sum(map(len, state.parts["log"].values)))
+    rooms = fn._logged.open(0, state.parts["log"], state.parts["head"])
+    assert rooms.waiting <= 24
+    assert max(sizes) < 70_000
+
+
+def test_rooms_come_back_from_their_dump() -> None:
+    rooms = Rooms(TERMS)
+    chunk = b"\n".join(line(item) for item in (asked(1, 0), asked(2, 1), told(3, 1), told(1, 2)))
+    assert [type(outcome) for outcome in rooms.see(chunk)] == [Example]
+    again = Rooms(TERMS)
+    again.load(rooms.dump())
+    assert list(again.expire(END_OF_TIME)) == list(rooms.expire(END_OF_TIME))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"shards": 0}, "shards is 0; give 1 or more"),
+        ({"stride": 0.0}, r"stride is 0.0 s; give a finite number of 0.001 or more"),
+        ({"wait_window": 20.0}, "wait_window is 20.0 s; give seconds from 0 to the ttl, 10.0 s"),
+        (
+            {"feedback": AvroCodec({"type": "record", "name": "x", "fields": []})},
+            r"it also needs \['request_id', 'label'\]",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        JoinFeedback(**{"feedback": CODEC, "ttl": 10.0, **arguments})
