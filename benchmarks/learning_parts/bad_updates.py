@@ -195,7 +195,7 @@ def play(case: Case) -> Run:
         batch = {name: columns[name][row : row + BATCH] for name in movielens.FIELDS}
         labels = truth[row : row + BATCH].copy()
         weights = np.ones(len(labels))
-        served, _ = server.predict(batch)
+        served = server.predict(batch)[0]
         scores[row : row + BATCH] = served if published is None else learner.predict(published, batch)
         under = bool(case.attack) and case.begins <= row < case.begins + LENGTH
         learner.is_hot = under and case.attack == "rate x 100"

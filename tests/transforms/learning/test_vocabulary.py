@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contbatch.transforms.learning.id_table import key_of
 from contbatch.transforms.learning.learner import Arrays, Columns
 from contbatch.transforms.learning.sparse import SparseLearner
-from contbatch.transforms.learning.vocabulary import BoundedIds, BoundedState, Eviction, IdTable, key_of
+from contbatch.transforms.learning.vocabulary import BoundedIds, BoundedState
 
 Counts = dict[tuple[str, int], float]
 
@@ -51,6 +52,13 @@ class Counter:
             state.pop((field, value), None)
 
 
+class Preparing(Counter):
+    prepared = ("served",)
+
+    def prepare(self, state: Counts, columns: Columns) -> Columns:
+        return {"served": list(columns["user"])}
+
+
 class Stubborn:
     fields = ("user",)
 
@@ -77,144 +85,11 @@ def calls(wrapper: BoundedIds[Counts]) -> list[Any]:
     return wrapper.learner.calls  # type: ignore[attr-defined]
 
 
-def table(ids: str, capacity: int = 2, admit_after: int = 1, ttl: float = math.inf, *, step: float = 1.0) -> IdTable:
-    """Return a table that saw one id a step."""
-    result = IdTable(capacity, admit_after, ttl)
-    for position, value in enumerate(ids):
-        result.see(key_of(value), position * step)
-    return result
-
-
-def rows(of: IdTable, ids: str) -> list[int]:
-    return [of.row(key_of(value)) for value in ids]
-
-
 def same(left: Arrays, right: Arrays) -> bool:
     return left.keys() == right.keys() and all(np.array_equal(left[name], right[name]) for name in left)
 
 
-sightings = st.lists(st.tuples(st.sampled_from("abcdefgh"), st.floats(0.0, 100.0)), max_size=60)
 settings = st.tuples(st.integers(1, 4), st.integers(1, 3), st.sampled_from([5.0, 30.0, math.inf]))
-
-
-def test_an_id_is_admitted_when_it_was_seen_often_enough() -> None:
-    assert rows(table("aab", admit_after=3), "ab") == [0, 0]
-    assert rows(table("aaba", admit_after=3), "ab") == [1, 0]
-
-
-def test_the_least_recently_seen_row_goes_at_the_cap() -> None:
-    """a and b have rows 1 and 2; a is seen again, so c takes b's."""
-    assert rows(table("abac"), "abc") == [1, 0, 2]
-
-
-def test_a_row_expires_after_its_time_to_live() -> None:
-    held = table("ab", ttl=10.0)  # seen at 0 and 1
-    assert held.see(key_of("b"), 10.0) == []  # a: just 10 s
-    assert held.see(key_of("b"), 10.5) == [1]
-    assert rows(held, "ab") == [0, 2]
-    held.see(key_of("c"), 10.5)
-    assert rows(held, "abc") == [0, 2, 1]
-
-
-def test_an_id_that_comes_back_too_late_starts_anew() -> None:
-    held = table("aa", admit_after=2, ttl=10.0)
-    assert held.see(key_of("a"), 100.0) == [1]
-    assert (rows(held, "a"), held.waiting) == ([0], 1)
-
-
-def test_sightings_too_far_apart_do_not_admit() -> None:
-    assert rows(table("aa", admit_after=2, ttl=10.0, step=10.0), "a") == [1]
-    assert rows(table("aa", admit_after=2, ttl=10.0, step=10.1), "a") == [0]
-
-
-@pytest.mark.parametrize("time", [-5.0, math.nan, math.inf, -math.inf])
-def test_time_does_not_run_back_nor_to_infinity(time: float) -> None:
-    held = table("ab", ttl=10.0)
-    assert held.see(key_of("a"), time) == []
-    assert held.export()["seen"].tolist() == [1.0, 1.0]
-
-
-def test_a_flood_of_new_ids_leaves_memory_flat() -> None:
-    held = table("aabb", capacity=50, admit_after=2)
-    sizes = set()
-    for number in range(5_000):
-        held.see(key_of(f"{number}" * 100), 10.0)
-        if number > 50:
-            sizes.add((len(held), held.waiting, sum(array.nbytes for array in held.export().values())))
-    assert sizes == {(2, 50, 2 * 32 + 50 * 32 + 16)}
-    assert rows(held, "ab") == [1, 2]
-
-
-@given(sightings, settings)
-def test_the_cap_always_holds_and_the_least_recently_seen_go(
-    seen: list[tuple[str, float]], setting: tuple[int, int, float]
-) -> None:
-    held, (capacity, _, _) = IdTable(*setting), setting
-    last: dict[str, int] = {}
-    before: dict[str, int] = {}
-    for position, (value, time) in enumerate(seen):
-        taken = set(held.see(key_of(value), time))
-        after = {v: held.row(key_of(v)) for v in "abcdefgh" if held.row(key_of(v))}
-        assert len(set(after.values())) == len(after) == len(held) <= capacity  # no two share a row
-        assert all(1 <= row <= capacity for row in after.values())
-        assert held.waiting <= capacity
-        lost = {v for v in before if after.get(v) != before[v]}
-        assert {before[v] for v in lost} <= taken  # reported, so also each row that passes to another
-        assert taken <= {before[v] for v in {value, *lost} if v in before}  # value may have expired and come back
-        assert all(last[v] < last[kept] for v in lost for kept in before.keys() - lost - {value})
-        last[value], before = position, after
-
-
-@given(sightings, settings, st.integers(0, 60))
-def test_export_and_load_go_on_exactly(
-    seen: list[tuple[str, float]], setting: tuple[int, int, float], cut: int
-) -> None:
-    held, restored = IdTable(*setting), IdTable(*setting)
-    for value, time in seen[:cut]:
-        held.see(key_of(value), time)
-    restored.load({name: array.copy() for name, array in held.export().items()})
-    assert same(restored.export(), held.export())
-    for value, time in seen[cut:]:
-        assert restored.see(key_of(value), time) == held.see(key_of(value), time)
-    assert same(restored.export(), held.export())
-
-
-def test_a_free_row_is_still_free_after_a_restore() -> None:
-    held, restored = table("ab", ttl=10.0), IdTable(2, 1, 10.0)
-    held.see(key_of("b"), 10.5)  # a's row 1 is free
-    restored.load(held.export())
-    restored.see(key_of("c"), 10.5)
-    assert rows(restored, "bc") == [2, 1]
-
-
-@given(sightings, settings, st.integers(0, 70))
-def test_evictions_are_numbered_without_a_gap_and_bounded(
-    seen: list[tuple[str, float]], setting: tuple[int, int, float], since: int
-) -> None:
-    held = IdTable(*setting)
-    every: list[Eviction] = []
-    for value, time in seen:
-        held.see(key_of(value), time)
-        every += held.evicted_since(len(every)) or []
-    assert [eviction.number for eviction in every] == list(range(1, held.evictions + 1))
-    if since < held.evictions - setting[0]:
-        assert held.evicted_since(since) is None
-    else:
-        assert held.evicted_since(since) == every[since:]
-
-
-def test_evictions_by_hand() -> None:
-    held = table("abcd")
-    assert held.evicted_since(0) == [Eviction(1, key_of("a"), 1), Eviction(2, key_of("b"), 2)]
-    assert held.evicted_since(1) == [Eviction(2, key_of("b"), 2)]
-    assert held.evicted_since(2) == []
-    held.see(key_of("e"), 9.0)
-    assert held.evicted_since(0) is None  # the first of three is no longer known
-
-
-def test_more_rows_than_the_capacity_are_not_loaded() -> None:
-    with pytest.raises(ValueError, match="the arrays have a row 2, but capacity is 1; give at least that"):
-        IdTable(1, 1, math.inf).load(table("ab").export())
 
 
 def test_the_inner_learner_sees_row_numbers() -> None:
@@ -317,6 +192,35 @@ def test_around_a_sparse_learner() -> None:
     assert wrapper.predict(state, {"user": ["bob"]}) == pytest.approx([nobody])
 
 
+def both(users: int, tags: int) -> BoundedIds[BoundedState[Counts]]:
+    """Return a wrapper for tags around one for users."""
+    inner = bounded(users)
+    return BoundedIds(inner, ("tags",), capacity=tags, admit_after=1, ttl=math.inf)
+
+
+def test_columns_with_limits_of_their_own_get_a_wrapper_each() -> None:
+    """One row for users, two for tags: bob takes ann's, and m takes that of k, the first of the two tags."""
+    wrapper = both(users=1, tags=2)
+    state = wrapper.init()
+    for user, tags in (("ann", ["k", "l"]), ("bob", ["m"])):
+        state = wrapper.step(state, columns([user], tags=[tags]), np.ones(1), np.ones(1))
+    assert wrapper.learner.learner.calls == [  # type: ignore[attr-defined]
+        ("step", [1], [[1, 2]]),
+        ("forget", "tags", [1]),
+        ("forget", "user", [1]),
+        ("step", [1], [[1]]),
+    ]
+    restored = both(users=1, tags=2)
+    assert same(restored.export(restored.load(wrapper.export(state))), wrapper.export(state))
+
+
+def test_what_the_inner_learner_prepares_is_passed_on() -> None:
+    wrapper = BoundedIds(Preparing(), ("user",), capacity=1, admit_after=1, ttl=math.inf)
+    state = learn(wrapper, wrapper.init(), ["ann"])
+    assert wrapper.prepared == ("served",)
+    assert wrapper.prepare(state, columns(["ann", "bob"])) == {"served": [1, 0]}
+
+
 def test_no_rows_change_nothing() -> None:
     wrapper = bounded()
     state = learn(wrapper, wrapper.init(), ["ann"])
@@ -345,6 +249,7 @@ def test_columns_read_are_those_of_the_learner_and_the_time() -> None:
         ({"admit_after": 0}, "admit_after is 0; give 1 or more"),
         ({"ttl": math.nan}, "ttl is nan s; give seconds above 0, or infinity"),
         ({"learner": Stubborn()}, "has no method forget; put this around one that has"),
+        ({"learner": bounded()}, r"ids names \['user'\], which the inner wrapper has; name each in one of the two"),
     ],
 )
 def test_a_setting_outside_its_range_is_refused(setting: dict[str, Any], text: str) -> None:

@@ -1,0 +1,1 @@
+"""The parts of ``benchmarks.feedback``, each a module with functions that fill a report."""
