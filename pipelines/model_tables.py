@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,6 +12,7 @@ from rich.table import Table
 from contbatch.pipelines.model_catalog import Row, State
 from contbatch.pipelines.model_diff import Change, Shape
 from contbatch.transforms.learning import Manifest, Restore
+from contbatch.transforms.learning.snapshots import RETAIN, Pin, Snapshot
 
 _LINEAGE_SHOWN = 12
 
@@ -104,6 +105,42 @@ def touched_by(version: str, restores: dict[Restore, str]) -> Table:
     for restore, reason in restores.items():
         effect = "serves again" if restore.target == version else "no longer counts"
         table.add_row(restore.target, str(restore.ended), effect, reason)
+    return table
+
+
+def snapshots(title: str, found: Iterable[Snapshot], now: float) -> Table:
+    """Return one line per snapshot.
+
+    Args:
+        title: above them.
+        found: the snapshots.
+        now: seconds since the epoch.
+    """
+    table = _table(title, ("snapshot", "size", "age", "replaced", "goes", "pinned by"), right=("size", "age"))
+    for one in sorted(found, key=lambda one: one.written, reverse=True):
+        replaced, goes = "-", "-"
+        if one.replaced is not None:
+            left = one.replaced + RETAIN - now
+            replaced = f"{_age(now - one.replaced)} ago"
+            goes = "when unpinned" if one.pins else f"in {_age(left)}" if left > 0 else "at the next snapshot"
+        table.add_row(one.digest, _bytes(one.size), _age(now - one.written), replaced, goes, ", ".join(one.pins) or "-")
+    return table
+
+
+def pins(found: Iterable[Pin], present: Collection[str], now: float) -> Table:
+    """Return one line per pin.
+
+    Args:
+        found: the pins.
+        present: digests of the snapshots that there are.
+        now: seconds since the epoch.
+    """
+    table = _table(
+        "Pins", ("name", "age", "snapshots", "of them missing"), right=("age", "snapshots", "of them missing")
+    )
+    for pin in found:
+        missing = sum(digest not in present for digest in pin.snapshots)
+        table.add_row(pin.name, _age(now - pin.since), f"{len(pin.snapshots):,}", f"{missing:,}")
     return table
 
 

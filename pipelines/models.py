@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser, formatter: type[argparse.Help
     """Add the actions and their flags to the parser of ``contbatch models``."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    def action(name: str, text: str) -> argparse.ArgumentParser:
+    def action(name: str, text: str, of_model: bool = True) -> argparse.ArgumentParser:
         added = actions.add_parser(
             name,
             help=text,
@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser, formatter: type[argparse.Help
             allow_abbrev=False,
         )
         added.add_argument("--store", default=STORE, help="folder of the model store")
-        added.add_argument("--model", metavar="NAME", help="which model; may be left out where there is only one")
+        if of_model:
+            added.add_argument("--model", metavar="NAME", help="which model; may be left out where there is only one")
         return added
 
     of_list = action("list", "list the versions, newest first: which one serves, and why others no longer count")
@@ -45,6 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser, formatter: type[argparse.Help
     of_diff = action("diff", "show what differs between two versions: manifests, and weights array by array")
     of_promote = action("promote", "let a version serve, also one that was rolled back or withdrawn")
     of_rollback = action("rollback", "let an older version serve again; a running trainer goes on from it")
+    of_snapshots = action(
+        "snapshots", "list what the states of jobs go on from: what is pinned, and what will go", False
+    )
+    of_pin = action("pin", "keep all snapshots that there are; do so when a savepoint has been taken", False)
+    of_unpin = action("unpin", "let go of the snapshots of a pin, once its savepoint has been deleted", False)
     for version in ("A", "B"):
         of_diff.add_argument(version, help="a version, such as 0.40")
     for one in (of_show, of_promote):
@@ -55,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser, formatter: type[argparse.Help
         nargs="?",
         help="such as 0.40, or 0.0 for the weights before all learning; if left out, the one before that which serves",
     )
-    for one in (of_list, of_show):
+    for one in (of_pin, of_unpin):
+        one.add_argument("name", metavar="NAME", help="such as before-upgrade")
+    for one in (of_list, of_show, of_snapshots):
         one.add_argument("--json", action="store_true", help="print JSON, for scripts")
     for one in (of_promote, of_rollback):
         one.add_argument("--reason", default="by hand", help="kept in the store's record")
@@ -73,12 +81,13 @@ def run(args: argparse.Namespace, unknown: Sequence[str]) -> int:
 
     from contbatch.pipelines.model_catalog import Catalog
     from contbatch.transforms.learning import StoreError
+    from contbatch.transforms.learning.snapshots import PinError
 
     width = None if sys.stdout.isatty() else _PIPED_WIDTH
     console = Console(width=width, markup=False, highlight=False, emoji=False)
     try:
         _ACTIONS[args.action](Catalog(args.store), args, console)
-    except (StoreError, OSError) as error:
+    except (StoreError, PinError, OSError) as error:
         raise UsageError(" ".join(str(error).split())) from error
     return 0
 
@@ -94,6 +103,48 @@ def _list(catalog: Catalog, args: argparse.Namespace, console: Console) -> None:
     for model, rows in found.items():
         title = f"Model {model or '(unnamed)'} in {catalog.root}"
         console.print(model_tables.listing(title, rows, time.time()))
+    found_snapshots = catalog.store.snapshots.all()
+    if found_snapshots:
+        pins = sorted({pin for one in found_snapshots for pin in one.pins})
+        pinned = f"pinned by {', '.join(pins)}" if pins else "none pinned"
+        console.print(f"Snapshots: {len(found_snapshots)}, {pinned}; `contbatch models snapshots` lists them")
+
+
+def _snapshots(catalog: Catalog, args: argparse.Namespace, console: Console) -> None:
+    from contbatch.pipelines import model_tables
+
+    snapshots, pins = catalog.store.snapshots.all(), catalog.store.snapshots.pins()
+    if args.json:
+        _print_json({"snapshots": [one._asdict() for one in snapshots], "pins": [one._asdict() for one in pins]})
+        return
+    console.print(model_tables.snapshots(f"Snapshots in {catalog.root}", snapshots, time.time()))
+    if pins:
+        console.print(model_tables.pins(pins, {one.digest for one in snapshots}, time.time()))
+
+
+def _pin(catalog: Catalog, args: argparse.Namespace, console: Console) -> None:
+    pin = catalog.store.snapshots.pin(args.name)
+    console.print(
+        f"Pin {pin.name} keeps {_count(pin.snapshots)}: a savepoint that was taken until now can be restored for as "
+        f"long as it is there",
+        soft_wrap=True,
+    )
+    console.print(f"Undo: {_command(catalog, 'unpin', pin.name)}", soft_wrap=True)
+
+
+def _unpin(catalog: Catalog, args: argparse.Namespace, console: Console) -> None:
+    from contbatch.transforms.learning.snapshots import RETAIN
+
+    pin = catalog.store.snapshots.unpin(args.name)
+    console.print(
+        f"Pin {pin.name} is gone; of its {_count(pin.snapshots)} those go that no other pin holds and that were "
+        f"replaced {RETAIN / 86_400:g} days ago or earlier",
+        soft_wrap=True,
+    )
+
+
+def _count(snapshots: Sequence[str]) -> str:
+    return f"{len(snapshots)} snapshot{'' if len(snapshots) == 1 else 's'}"
 
 
 def _show(catalog: Catalog, args: argparse.Namespace, console: Console) -> None:
@@ -203,9 +254,12 @@ def _named(version: str) -> str:
 
 def _again(action: str, version: str, catalog: Catalog, model: str) -> str:
     """Return a command on the same model."""
+    return _command(catalog, action, version, *([] if len(catalog.models) == 1 else [f"--model={model}"]))
+
+
+def _command(catalog: Catalog, *arguments: str) -> str:
     flags = [] if catalog.root == STORE else [f"--store={catalog.root}"]
-    flags += [] if len(catalog.models) == 1 else [f"--model={model}"]
-    return shlex.join(["contbatch", "models", action, version, *flags])
+    return shlex.join(["contbatch", "models", *arguments, *flags])
 
 
 def _print_json(value: Any) -> None:
@@ -220,4 +274,7 @@ _ACTIONS: dict[str, Callable[[Catalog, argparse.Namespace, Console], None]] = {
     "diff": _diff,
     "promote": _promote,
     "rollback": _rollback,
+    "snapshots": _snapshots,
+    "pin": _pin,
+    "unpin": _unpin,
 }

@@ -189,6 +189,8 @@ class ApplyFn(beam.DoFn):
         head, applier = self._open(log, head_cell)
         self._cache = head.chain, applier
         published = self._publish(head, applier, 1)
+        if head.snapshot:
+            self._store.snapshots.retire(head.snapshot)  # nobody goes on from the end
         head_cell.write(head.dump())
         for record in published:
             yield beam.pvalue.TaggedOutput("published", at(record, timestamp.micros))
@@ -221,7 +223,9 @@ class ApplyFn(beam.DoFn):
             head.chain = extend(head.chain, entry)
             log.add(entry)
         else:
-            head.snapshot = head.chain = self._store.write_snapshot(applier.export())
+            digest = self._store.write_snapshot(applier.export())
+            self._store.snapshots.replace(head.snapshot, digest)
+            head.snapshot = head.chain = digest
             head.entries = 0
             log.clear()
         self._cache = head.chain, applier

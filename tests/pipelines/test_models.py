@@ -325,7 +325,7 @@ def test_the_command_that_undoes_a_rollback_does(store: ModelStore, tmp_path: Pa
         assert main(["models", *undone, "--model=my model", f"--store={tmp_path}"]) == 0
         assert serving(store, "my model") != "0.2"
         undo = capsys.readouterr().out.splitlines()[-1]
-        assert undo == f"Undo: contbatch models promote 0.2 --store={tmp_path} '--model=my model'"
+        assert undo == f"Undo: contbatch models promote 0.2 '--model=my model' --store={tmp_path}"
         assert main(["models", "promote", "0.2", f"--store={tmp_path}", "--model=my model"]) == 0
         assert serving(store, "my model") == "0.2"
         capsys.readouterr()
@@ -474,3 +474,65 @@ def test_rollback_to_what_promote_is_for_says_so(store: ModelStore, tmp_path: Pa
     store.withdraw("0.1", "worse")
     models("rollback", "0.1", store=tmp_path, code=2)
     assert "version 0.1 is withdrawn; `contbatch models promote 0.1" in capsys.readouterr().err
+
+
+@pytest.fixture
+def snapshots(store: ModelStore, tmp_path: Path) -> tuple[str, str]:
+    """One that was replaced two days ago, five days after it was written, and the one in its place."""
+    old, new = (store.write_snapshot({"w": np.array([number])}) for number in (1, 2))
+    store.snapshots.replace(old, new)
+    for digest, file, days in ((old, "safetensors", 7), (old, "replaced", 2), (new, "safetensors", 3)):
+        at = time.time() - days * 86_400 - 60
+        os.utime(tmp_path / "snapshots" / f"{digest}.{file}", (at, at))
+    return old, new
+
+
+def test_snapshots_are_listed_with_what_will_become_of_them(
+    snapshots: tuple[str, str], tmp_path: Path, capsys: Capture
+) -> None:
+    old, new = snapshots
+    size = f"{(tmp_path / 'snapshots' / f'{old}.safetensors').stat().st_size} B"
+    models("snapshots", store=tmp_path)
+    assert cells(capsys.readouterr().out) == [
+        [new, size, "3 d", "-", "-", "-"],
+        [old, size, "7 d", "2 d ago", "in 5 d", "-"],
+    ]
+    models("pin", "before-upgrade", store=tmp_path)
+    models("snapshots", store=tmp_path)
+    assert cells(capsys.readouterr().out) == [
+        [new, size, "3 d", "-", "-", "before-upgrade"],
+        [old, size, "7 d", "2 d ago", "when unpinned", "before-upgrade"],
+        ["before-upgrade", "0 s", "2", "0"],
+    ]
+    models("snapshots", "--json", store=tmp_path)
+    content = json.loads(capsys.readouterr().out)
+    assert {one["digest"]: one["replaced"] is None for one in content["snapshots"]} == {old: False, new: True}
+    assert [(pin["name"], set(pin["snapshots"])) for pin in content["pins"]] == [("before-upgrade", {old, new})]
+
+
+def test_the_listing_says_what_is_pinned(snapshots: tuple[str, str], tmp_path: Path, capsys: Capture) -> None:
+    models("list", store=tmp_path)
+    assert "Snapshots: 2, none pinned; `contbatch models snapshots` lists them" in capsys.readouterr().out
+    models("pin", "before-upgrade", store=tmp_path)
+    models("list", store=tmp_path)
+    assert "Snapshots: 2, pinned by before-upgrade;" in capsys.readouterr().out
+
+
+def test_a_pin_says_how_it_is_undone(
+    store: ModelStore, snapshots: tuple[str, str], tmp_path: Path, capsys: Capture
+) -> None:
+    models("pin", "before-upgrade", store=tmp_path)
+    out = capsys.readouterr().out
+    assert "Pin before-upgrade keeps 2 snapshots: a savepoint that was taken until now can be restored" in out
+    assert f"Undo: contbatch models unpin before-upgrade --store={tmp_path}" in out
+    models("unpin", "before-upgrade", store=tmp_path)
+    assert "Pin before-upgrade is gone; of its 2 snapshots those go" in capsys.readouterr().out
+    assert store.snapshots.pins() == []
+
+
+def test_pins_that_cannot_be_are_refused(snapshots: tuple[str, str], tmp_path: Path, capsys: Capture) -> None:
+    models("unpin", "mine", store=tmp_path, code=2)
+    assert "no pin 'mine'" in capsys.readouterr().err
+    models("pin", "mine", store=tmp_path)
+    models("pin", "mine", store=tmp_path, code=2)
+    assert "the name 'mine' is in use" in capsys.readouterr().err

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from contbatch.transforms.events import END_OF_TIME, Event, pack, unpack
 from contbatch.transforms.learning.config import PrequentialConfig
 from contbatch.transforms.learning.lineage import Version
@@ -146,7 +148,10 @@ class Journal:
         logged = position.events + len(events)
         stretch = None
         if logged >= self._snapshot_every or upto == END_OF_TIME:
-            digest = self._store.write_snapshot(loop.snapshot())
+            digest = self._store.write_snapshot(loop.snapshot() | {"model": np.frombuffer(model.encode(), np.uint8)})
+            self._store.snapshots.replace(position.snapshot, digest)
+            if upto == END_OF_TIME:
+                self._store.snapshots.retire(digest)  # nobody goes on from the end
             position = Position(digest, digest)
         else:
             stretch = _encode(position.stretches, upto, events)

@@ -23,6 +23,7 @@ from contbatch.transforms.learning.manifest import (
     superfluous,
     version_of,
 )
+from contbatch.transforms.learning.snapshots import RETAIN, Snapshots
 
 
 class StoreError(Exception):
@@ -45,6 +46,8 @@ class ModelStore:
 
     def __init__(self, root: str) -> None:
         self._root = root.rstrip("/")
+        self.snapshots = Snapshots(self._root)
+        """How long snapshots are kept."""
 
     def publish(self, arrays: Arrays, **about: Any) -> Manifest:
         """Write a version; ``about`` is every field of :class:`Manifest` but the digest."""
@@ -201,26 +204,36 @@ class ModelStore:
         """Write a snapshot and return its digest, its name."""
         content = safetensors.numpy.save(arrays)
         digest = hashlib.sha256(content).hexdigest()
-        with replacing(self._snapshot(digest)) as file:
+        with replacing(self.snapshots.path(digest)) as file:
             file.write(content)
+        self.snapshots.keep(digest)
         return digest
 
     def read_snapshot(self, digest: str) -> Arrays:
-        """Return the arrays of a snapshot.
+        """Return the arrays of a snapshot, which is in use from now on.
 
         Raises:
             StoreError: it is missing, or not what its name says.
         """
-        return _arrays(self._snapshot(digest), digest)
+        path = self.snapshots.path(digest)
+        try:
+            arrays = _arrays(path, digest)
+        except StoreError as error:
+            if error.__cause__ is None:
+                raise
+            raise StoreError(
+                f"the job's state goes on from the snapshot {path}, which cannot be read ({error.__cause__}): one that "
+                f"was replaced is kept for {RETAIN / 86_400:g} days, or for as long as it is pinned (`contbatch models "
+                "pin`), so restore the job from a newer checkpoint, or start it without its state"
+            ) from error
+        self.snapshots.keep(digest)
+        return arrays
 
     def _folder(self, manifest: Manifest) -> str:
         return f"{self._model_folder(manifest.model)}/{folder_of(manifest.version)}"
 
     def _model_folder(self, model: str) -> str:
         return f"{self._root}/models/model-{quote(model, safe='')}"
-
-    def _snapshot(self, digest: str) -> str:
-        return f"{self._root}/snapshots/{digest}.safetensors"
 
 
 def _restores(paths: Iterable[str]) -> list[Restore]:

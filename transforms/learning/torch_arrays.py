@@ -70,7 +70,11 @@ def export_state(state: TorchState) -> Arrays:
     """Return parameters, buffers, the optimizer's moments and all counts."""
     arrays = {name: _to_numpy(tensor) for name, tensor in _weights(state.model).items()}
     arrays |= {name: _to_numpy(moments[key]) for name, moments, key in _moments(state)}
-    return arrays | {
+    return arrays | _counts(state)
+
+
+def _counts(state: TorchState) -> Arrays:
+    return {
         "steps": np.array(state.steps, np.int64),
         "refused": np.array(state.refused, np.int64),
         "progress": np.array(state.progress),
@@ -90,7 +94,7 @@ def load_state(state: TorchState, arrays: Arrays) -> None:
     for parameter, prefix in _prefixes(state).items():
         if some and not any(name.startswith(prefix) for name in arrays):
             state.optimizer.state.pop(parameter, None)  # it never had a gradient
-    _check({name: (array.shape, array.dtype) for name, array in export_state(state).items()}, arrays)
+    _check(_forms(state), arrays)
     with torch.no_grad():
         for name, tensor in _weights(state.model).items():
             tensor.copy_(torch.tensor(arrays[name]))
@@ -227,6 +231,13 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def _forms(state: TorchState) -> Forms:
+    """Return the forms of what :func:`export_state` gives, and copy nothing."""
+    values = _weights(state.model) | {name: moments[key] for name, moments, key in _moments(state)}
+    forms = {name: (tuple(np.shape(value)), _dtype(value)) for name, value in values.items()}
+    return forms | {name: (array.shape, array.dtype) for name, array in _counts(state).items()}
+
+
 def _prefixes(state: TorchState) -> dict[nn.Parameter, str]:
     return {parameter: f"optimizer/{name}/" for name, parameter in state.model.named_parameters()}
 
@@ -258,8 +269,8 @@ def _to_numpy(value: Tensor | float) -> NDArray[Any]:
     return (value.float() if value.dtype == torch.bfloat16 else value).cpu().contiguous().numpy().copy()
 
 
-def _dtype(tensor: Tensor) -> np.dtype[Any]:
-    return _to_numpy(tensor.new_empty(0)).dtype
+def _dtype(value: Tensor | float) -> np.dtype[Any]:
+    return _to_numpy(value.new_empty(0) if isinstance(value, Tensor) else value).dtype
 
 
 def _check(expected: Forms, given: Arrays, wrong: Iterable[str] = ()) -> None:

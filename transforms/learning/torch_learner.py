@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cached_property
 from threading import RLock
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,6 +86,8 @@ class TorchLearner:
         chunk: most rows in one forward and backward pass.
         clip: largest norm of the mean gradient, or ``None``.
         device: ``"auto"`` for a GPU where torch sees one, else what ``torch.device`` takes.
+        threads: of the CPU that an operation may use. More help large layers on idle cores; where other work keeps
+            the cores busy, threads that wait for each other make a step ten times slower.
         seed: decides the initial weights and the random numbers of training.
 
     Raises:
@@ -101,6 +105,7 @@ class TorchLearner:
     chunk: int = 1024
     clip: float | None = None
     device: str = "auto"
+    threads: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -108,6 +113,8 @@ class TorchLearner:
             raise ValueError("fields is empty; name at least one column")
         if self.chunk < 1:
             raise ValueError(f"chunk is {self.chunk}; give 1 row or more")
+        if self.threads < 1:
+            raise ValueError(f"threads is {self.threads}; give 1 or more")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip is {self.clip}; give a norm above 0, or None")
         if self.seed < 0:
@@ -119,9 +126,11 @@ class TorchLearner:
         Raises:
             ValueError: the module cannot learn from uneven micro-batches, for the reason given.
         """
-        with self._seeded(0):
-            model = deepcopy(self.model()).to(self._device)  # a factory may give the same one again
-        check_batch_norm(model)
+        with self._threaded():
+            return self._init()
+
+    def _init(self) -> TorchState:
+        model = deepcopy(self._module).to(self._device)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not trainable:
             raise ValueError("the model has no trainable parameter; there is nothing to learn")
@@ -144,7 +153,7 @@ class TorchLearner:
         size = len(columns[self.fields[0]])
         scores = np.empty(size)
         state.model.eval()
-        with torch.inference_mode():
+        with self._threaded(), torch.inference_mode():
             inputs = self._inputs(columns, size) if size else ()
             for part in _parts(size, self.chunk):
                 given = self.link(_forward(state.model, inputs, part)).float().cpu().numpy()
@@ -162,7 +171,8 @@ class TorchLearner:
         Raises:
             ValueError: ``loss`` does not give one number per row.
         """
-        return self._apply(state, self._gradient(state, columns, labels, weights))
+        with self._threaded():
+            return self._apply(state, self._gradient(state, columns, labels, weights))
 
     def gradient(self, state: TorchState, columns: Columns, labels: Floats, weights: Floats) -> Arrays:
         """Return the gradient of the rows for :meth:`apply`; leaves ``state`` as it is.
@@ -174,7 +184,8 @@ class TorchLearner:
             ValueError: ``loss`` does not give one number per row, or the step size has to see chunks.
         """
         self._check_halves()
-        return export_gradient(self._gradient(state, columns, labels, weights))
+        with self._threaded():
+            return export_gradient(self._gradient(state, columns, labels, weights))
 
     def apply(self, state: TorchState, gradient: Arrays) -> TorchState:
         """Do what :meth:`step` does, to the bit where the gradient is of this state; changes it in place, returns it.
@@ -185,7 +196,8 @@ class TorchLearner:
             ValueError: the gradient is of another model, or the step size has to see chunks.
         """
         self._check_halves()
-        return self._apply(state, load_gradient(state.model, gradient))
+        with self._threaded():
+            return self._apply(state, load_gradient(state.model, gradient))
 
     def export(self, state: TorchState) -> Arrays:
         """Return parameters, buffers, the optimizer's moments and all counts.
@@ -200,8 +212,9 @@ class TorchLearner:
         Raises:
             ValueError: the arrays are of another model or optimizer; the text names what differs.
         """
-        state = self.init()
-        load_state(state, arrays)
+        with self._threaded():
+            state = self._init()
+            load_state(state, arrays)
         return state
 
     def _check_halves(self) -> None:
@@ -278,11 +291,37 @@ class TorchLearner:
             return {name: tensor.to(self._device) for name, tensor in inputs.items()}
         return tuple(tensor.to(self._device) for tensor in inputs)
 
+    @cached_property
+    def _module(self) -> nn.Module:
+        """The module as it begins, of which every state has a copy."""
+        with self._seeded(0):
+            model = deepcopy(self.model())  # a factory may give the same one again
+        check_batch_norm(model)
+        return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the module out of pickles."""
+        return {name: value for name, value in vars(self).items() if name != "_module"}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TorchLearner:
+        """Return itself, as it never changes: copies share the module."""
+        return self
+
     @property
     def _device(self) -> torch.device:
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
+
+    @contextmanager
+    def _threaded(self) -> Iterator[None]:
+        """Use so many threads inside; torch's setting is the calling thread's own."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     @contextmanager
     def _seeded(self, step: int) -> Iterator[None]:

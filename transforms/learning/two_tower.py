@@ -54,6 +54,9 @@ class TwoTower(nn.Module):
     A side sums the vectors of its fields (the mean, for a list) and adds what a dense layer after LayerNorm makes of
     them. The dense parts start at 0, so that from the first row ids learn as in a factorisation.
 
+    The ids of all fields share a table, row 0 for filling, then the slots of each field in turn: on a CPU small steps
+    cost what their many operations cost, and a table per field has that many times as many.
+
     Args:
         fields: names of the fields, in the order of the tensors.
         interactions: pairs of sides.
@@ -83,28 +86,33 @@ class TwoTower(nn.Module):
         if head not in {"dot", "mlp"}:
             raise ValueError(f"head is {head!r}; give 'dot' or 'mlp'")
         self.sides = [[fields.index(name) for name in side] for side in sides]
-        slots = (1 << bits) + 1
-        self.weights = nn.ModuleList(_table(slots, 1, 0.0) for _ in fields)
-        used = set(chain.from_iterable(self.sides))
-        self.vectors = nn.ModuleDict({str(at): _table(slots, factors, 0.1) for at in sorted(used)})
+        self.slots = 1 << bits
+        self.used = sorted(set(chain.from_iterable(self.sides)))
+        self.weights = _table(len(fields) * self.slots, 1, 0.0)
+        self.vectors = _table(len(self.used) * self.slots, factors, 0.1)
         self.dense = nn.ModuleList(_dense(len(side) * factors, hidden, factors) for side in sides)
         self.head = _dense(len(sides) * factors, hidden, 1) if head == "mlp" else None
         self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(self, *slots: Tensor) -> Tensor:
         """Return logits of shape (n,) for a tensor of slots, shape (n, any), per field."""
-        vectors = {int(at): _mean(table(slots[int(at)]), slots[int(at)]) for at, table in self.vectors.items()}
+        vectors = dict(zip(self.used, self._means(self.vectors, [slots[at] for at in self.used]), strict=True))
         sides = []
         for side, dense in zip(self.sides, self.dense, strict=True):
             parts = [vectors[at] for at in side]
             sides.append(torch.stack(parts).sum(0) + dense(torch.cat(parts, 1)))
-        linear = [_mean(table(ids), ids) for table, ids in zip(self.weights, slots, strict=True)]
-        logit = self.bias + torch.cat(linear, 1).sum(1)
+        logit = self.bias + torch.cat(self._means(self.weights, slots), 1).sum(1)
         if self.head is not None:
             return logit + self.head(torch.cat(sides, 1))[:, 0]
         for left, right in zip(sides[::2], sides[1::2], strict=True):
             logit = logit + (left * right).sum(1)
         return logit
+
+    def _means(self, table: nn.Embedding, slots: Sequence[Tensor]) -> list[Tensor]:
+        """Return for each field, whose slots follow each other in the table, the mean of its ids, shape (n, width)."""
+        rows = [ids + (ids > 0) * (place * self.slots) for place, ids in enumerate(slots)]
+        parts = table(torch.cat(rows, 1)).split([ids.shape[1] for ids in slots], 1)
+        return [_mean(part, ids) for part, ids in zip(parts, slots, strict=True)]
 
 
 def two_tower(
@@ -142,7 +150,7 @@ def two_tower(
 
 
 def _table(slots: int, width: int, deviation: float) -> nn.Embedding:
-    table = nn.Embedding(slots, width, padding_idx=0, sparse=True)
+    table = nn.Embedding(1 + slots, width, padding_idx=0, sparse=True)
     with torch.no_grad():
         table.weight[1:].normal_(std=deviation)
     return table
@@ -157,4 +165,6 @@ def _dense(width: int, hidden: int, out: int) -> nn.Module:
 
 def _mean(vectors: Tensor, ids: Tensor) -> Tensor:
     """Return the mean over the ids that are no filling, shape (n, width)."""
+    if ids.shape[1] == 1:
+        return vectors[:, 0]  # that of filling is 0
     return vectors.sum(1) / (ids > 0).sum(1, keepdim=True).clamp(min=1)

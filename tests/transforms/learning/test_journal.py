@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from contbatch.transforms import BatchPolicy, Event, ModelStore, SparseLearner
 from contbatch.transforms.events import END_OF_TIME, MICROS
 from contbatch.transforms.learning import PrequentialConfig, StoreError
 from contbatch.transforms.learning.journal import _CACHE, Journal, Position
+from contbatch.transforms.learning.snapshots import _PRUNED
 from contbatch.transforms.testing import ManualClock
 from tests.small import Small
 
@@ -108,6 +111,43 @@ def test_a_snapshot_that_is_gone_is_said_so(tmp_path: Path) -> None:
     snapshot.unlink()
     with pytest.raises(StoreError, match=state.position.snapshot):
         Journal(CONFIG, store, 1).open("m", state.position, state.log)
+
+
+def test_a_job_can_go_back_to_every_checkpoint_of_the_last_week(tmp_path: Path) -> None:
+    """A snapshot a stretch. One that was replaced long ago goes with the next; those of a recent checkpoint stay."""
+    store, state, checkpoints = ModelStore(str(tmp_path)), State(), []
+    for number, (events, upto) in enumerate(stretches()[:4]):
+        if number == 3:
+            old = checkpoints[0].snapshot
+            week = time.time() - 8 * 86_400
+            os.utime(tmp_path / "snapshots" / f"{old}.replaced", (week, week))
+            _PRUNED.clear()
+        state.advance(Journal(CONFIG, store, 1), events, upto)
+        checkpoints.append(state.position)
+    replaced = {one.digest: one.replaced is not None for one in store.snapshots.all()}
+    assert replaced == {checkpoints[1].snapshot: True, checkpoints[2].snapshot: True, checkpoints[3].snapshot: False}
+    Journal(CONFIG, store, 1).open("m", checkpoints[1], [])
+    assert [one.digest for one in store.snapshots.all() if one.replaced] == [checkpoints[2].snapshot]
+    with pytest.raises(StoreError, match="restore the job from a newer checkpoint"):
+        Journal(CONFIG, store, 1).open("m", checkpoints[0], [])
+
+
+def test_nobody_goes_on_from_the_end(tmp_path: Path) -> None:
+    store, state = ModelStore(str(tmp_path)), State()
+    for events, upto in stretches():
+        state.advance(Journal(CONFIG, store, 15), events, upto)
+    found = store.snapshots.all()
+    assert len(found) == 4  # after 20, 40 and 60 events, and at the end
+    assert all(one.replaced for one in found)
+
+
+def test_two_models_never_share_a_snapshot(tmp_path: Path) -> None:
+    """Else what one of them has replaced could be the other's."""
+    store = ModelStore(str(tmp_path))
+    events, upto = stretches()[0]
+    for model in ("a", "b"):
+        State().advance(Journal(CONFIG, store, 1), events, upto, model)
+    assert len(store.snapshots.all()) == 2
 
 
 def test_the_order_in_which_a_runner_keeps_the_log_does_not_matter(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -107,6 +108,49 @@ def weight(state: TorchState) -> float:
 
 def same(left: Arrays, right: Arrays) -> bool:
     return left.keys() == right.keys() and all(left[name].tobytes() == right[name].tobytes() for name in left)
+
+
+def test_torch_has_as_many_threads_as_before_wherever_it_was_called() -> None:
+    """And as few as asked for inside, so that nobody waits for a thread that has no core."""
+    seen: list[int] = []
+
+    def counted(outputs: Tensor, labels: Tensor) -> Tensor:
+        seen.append(torch.get_num_threads())
+        return half_square(outputs, labels)
+
+    torch.set_num_threads(3)
+    for threads in (1, 2):
+        learner = replace(LINE, loss=counted, threads=threads)
+        state = learner.load(learner.export(step(learner, [1.0])))
+        learner.predict(
+            learner.apply(state, learner.gradient(state, {"x": [1.0]}, np.ones(1), np.ones(1))), {"x": [1.0]}
+        )
+        assert torch.get_num_threads() == 3
+    assert seen == [1, 1, 2, 2]
+
+
+def test_the_module_is_made_once_and_every_state_has_its_own() -> None:
+    made: list[nn.Module] = []
+
+    def make() -> nn.Module:
+        made.append(network())
+        return made[-1]
+
+    learner = replace(NETWORK, model=make)
+    first = learner.export(learner.init())
+    learner.load(first)
+    learn(learner, stream(3))
+    assert same(learner.export(deepcopy(learner).init()), first)
+    assert len(made) == 1
+
+
+def test_the_module_does_not_travel() -> None:
+    learner = replace(NETWORK, model=network)
+    size = len(pickle.dumps(learner))
+    first = learner.export(learner.init())
+    travelled = pickle.loads(pickle.dumps(learner))  # noqa: S301
+    assert len(pickle.dumps(learner)) == size
+    assert same(travelled.export(travelled.init()), first)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4, 5, 99])
@@ -464,6 +508,7 @@ def test_what_does_not_fit_the_rows_is_refused() -> None:
         ({"chunk": 0}, "chunk is 0; give 1 row or more"),
         ({"clip": 0.0}, "clip is 0.0; give a norm above 0, or None"),
         ({"seed": -1}, "seed is -1; give 0 or more"),
+        ({"threads": 0}, "threads is 0; give 1 or more"),
     ],
 )
 def test_a_setting_that_cannot_work_is_refused(setting: dict[str, Any], text: str) -> None:
@@ -519,7 +564,7 @@ def test_two_halves_are_a_step_to_the_bit_in_sparse_and_in_short_types() -> None
     short = replace(NETWORK, model=lambda: network().bfloat16(), encode=lambda columns: floats(columns).bfloat16())
     for learner, batches in ((sparse, people), (short, stream(4))):
         assert same(learner.export(in_halves(learner, batches)), learner.export(learn(learner, batches)))
-    assert "row/vectors.0.weight" in sparse.gradient(sparse.init(), *people[0])
+    assert "row/vectors.weight" in sparse.gradient(sparse.init(), *people[0])
 
 
 class Turned(nn.Module):
@@ -647,9 +692,9 @@ def test_two_towers_at_the_start_are_a_factorisation_by_hand() -> None:
     state = PAIR.init()
     columns = {"user": ["a"], "item": ["x"], "tags": [["k", "l"]], "age": ["old"]}
     ids = PAIR.encode(columns)
-    tables = dict(state.model.named_parameters())
+    table = dict(state.model.named_parameters())["vectors.weight"]
     user, item, *tags = (
-        tables[f"vectors.{field}.weight"][slot]
+        table[field * 256 + slot]
         for field in (0, 1, 2)
         for slot in ids[field][0]  # type: ignore[call-overload, index]
     )
@@ -657,6 +702,20 @@ def test_two_towers_at_the_start_are_a_factorisation_by_hand() -> None:
     assert PAIR.predict(state, columns) == pytest.approx([torch.sigmoid(logit).item()], rel=1e-5)
     without = PAIR.predict(state, columns | {"tags": [[]]})
     assert without == pytest.approx([torch.sigmoid(user @ item).item()], rel=1e-5)
+
+
+def test_no_two_fields_share_a_row_and_filling_is_never_learned() -> None:
+    """Of 4 fields with 256 slots each, 3 have vectors; one visit moves its own rows alone."""
+    state = PAIR.init()
+    columns = {"user": ["a"], "item": ["a"], "tags": [[]], "age": ["a"]}
+    before = PAIR.export(state)
+    after = PAIR.export(PAIR.step(state, columns, np.ones(1), np.ones(1)))
+    user, item, _, age = (int(ids[0, 0]) for ids in PAIR.encode(columns))  # type: ignore[index]
+    names = ("parameter/weights.weight", "parameter/vectors.weight")
+    moved = [np.flatnonzero((after[name] != before[name]).any(1)).tolist() for name in names]
+    assert [before[name].shape for name in names] == [(1 + 4 * 256, 1), (1 + 3 * 256, 4)]
+    assert moved == [[user, 256 + item, 3 * 256 + age], [user, 256 + item]]
+    assert not after["parameter/vectors.weight"][0].any()
 
 
 def test_two_towers_go_on_to_the_bit_and_score_rows_alone() -> None:
