@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.ml.inference.base import PredictionResult
 
-from contbatch.transforms import BatchPolicy, ContinuousInference, Event, Failed, FailedElement, Prediction
+from contbatch.transforms import BatchPolicy, ContinuousInference, Event, Failed, FailedElement, Prediction, Served
 from contbatch.transforms.codecs import Codec
 from contbatch.transforms.engine.versions import StoreVersions
 from contbatch.transforms.events import MICROS
 from contbatch.transforms.handlers.learner import LearnerModelHandler
 from contbatch.transforms.infer import ShedElement
 from contbatch.transforms.learning import Learner
+from contbatch.transforms.learning.manifest import NOTHING
 
 
 class Inferred(NamedTuple):
@@ -23,10 +24,13 @@ class Inferred(NamedTuple):
     Attributes:
         predictions: PCollection of :class:`~contbatch.transforms.Prediction`; its ``reason`` is empty.
         failed: PCollection of :class:`~contbatch.transforms.Failed`, those that were shed included.
+        served: PCollection of :class:`~contbatch.transforms.Served`: the predictions once more, with their features,
+            for :class:`~contbatch.transforms.JoinFeedback`.
     """
 
     predictions: beam.PCollection[Prediction]
     failed: beam.PCollection[Failed]
+    served: beam.PCollection[Served]
 
 
 def infer(
@@ -57,13 +61,20 @@ def infer(
     predictions = done | "Predictions" >> beam.Map(_prediction).with_output_types(Prediction)
     failed = done.failed | "Failed requests" >> beam.Map(_failed).with_output_types(Failed)
     shed = done.shed | "Shed requests" >> beam.Map(_shed).with_output_types(Failed)
-    return Inferred(predictions, (failed, shed) | "Without a prediction" >> beam.Flatten())
+    served = done | "As served" >> beam.Map(_served).with_output_types(Served)
+    return Inferred(predictions, (failed, shed) | "Without a prediction" >> beam.Flatten(), served)
 
 
 def _prediction(result: PredictionResult) -> Prediction:
-    event, answer = result.example, result.inference
-    version, now = result.model_id or "0.0", round(time.time() * MICROS)
+    event, answer, now = result.example, result.inference, round(time.time() * MICROS)
+    version = result.model_id or NOTHING
     return Prediction(answer.request_id, answer.score, version, answer.batch_size, "", event.time, now, event.model)
+
+
+def _served(result: PredictionResult) -> Served:
+    event, answer, version = result.example, result.inference, result.model_id or NOTHING
+    features = answer.prepared, answer.fingerprint
+    return Served(event.payload, answer.request_id, event.time, answer.score, version, *features, event.model)
 
 
 def _failed(failed: FailedElement) -> Failed:

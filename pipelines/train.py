@@ -1,4 +1,4 @@
-"""Training as a pipeline of its own: requests and feedback in, versions in a model store out."""
+"""Training as a pipeline of its own: served requests and their feedback in, versions in a model store out."""
 
 from __future__ import annotations
 
@@ -6,9 +6,20 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 
-from contbatch.transforms import BatchPolicy, Event, Failed, GatePolicy, Learned, OnlineUpdate, Published
+from contbatch.transforms import (
+    BatchPolicy,
+    Event,
+    Failed,
+    GatePolicy,
+    JoinFeedback,
+    Learned,
+    OnlineUpdate,
+    Published,
+    Served,
+)
 from contbatch.transforms.codecs import Codec
 from contbatch.transforms.learning import Learner
+from contbatch.transforms.learning.learner import needs_settled
 
 
 class Trained(NamedTuple):
@@ -26,7 +37,8 @@ class Trained(NamedTuple):
 
 
 def train(
-    events: beam.PCollection[Event],
+    served: beam.PCollection[Served],
+    labels: beam.PCollection[Event],
     learner: Learner[Any],
     store: str,
     *,
@@ -34,32 +46,39 @@ def train(
     feedback: Codec,
     gate: GatePolicy | None = None,
     ttl: float = 86_400.0,
+    wait_window: float | None = None,
     publish_every: int = 10_000,
     publish_seconds: float = 0.25,
 ) -> Trained:
     """Learn feedback as it comes, and publish often: an answer is as fresh as the newest version.
 
     Args:
-        events: requests and their feedback.
+        served: requests with their features as they were served, such as those of
+            :func:`~contbatch.pipelines.infer.infer`.
+        labels: the feedback.
         learner: the model.
         store: the model store.
         requests: codec of the requests.
         feedback: codec of the feedback.
         gate: keeps bad updates from serving.
         ttl: seconds that requests and feedback wait for each other.
+        wait_window: seconds after which a request without a label is learned as a negative; ``None`` for never.
         publish_every: examples after which a version is published.
         publish_seconds: seconds after which one is published at the latest.
     """
-    published = events | "Train" >> OnlineUpdate(
+    examples = (served, labels) | "Join" >> JoinFeedback(
+        feedback, ttl=ttl, wait_window=wait_window, settles=needs_settled(learner)
+    )
+    published = examples | "Train" >> OnlineUpdate(
         learner,
         BatchPolicy(max_size=256, max_delay=1.0),
         store,
         deterministic=False,
         requests=requests,
-        feedback=feedback,
+        feedback=None,
         gate=gate,
-        ttl=ttl,
         publish_every=publish_every,
         publish_seconds=publish_seconds,
     )
-    return Trained(published, published.learned, published.failed)
+    failed = (examples.late, examples.failed, published.failed) | "Not learned" >> beam.Flatten()
+    return Trained(published, published.learned, failed)

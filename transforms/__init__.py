@@ -32,7 +32,19 @@ if TYPE_CHECKING:
     from contbatch.transforms.learning import Learner as Learner
     from contbatch.transforms.learning import ModelStore as ModelStore
     from contbatch.transforms.learning import SparseLearner as SparseLearner
+    from contbatch.transforms.learning.bursts import BurstCapped as BurstCapped
+    from contbatch.transforms.learning.calibration import CalibrationMonitor as CalibrationMonitor
     from contbatch.transforms.learning.coordinate import Ftrl as Ftrl
+    from contbatch.transforms.learning.delayed import DelayedLabels as DelayedLabels
+    from contbatch.transforms.learning.detectors import Detector as Detector
+    from contbatch.transforms.learning.drift import DriftAware as DriftAware
+    from contbatch.transforms.learning.reactions import Background as Background
+    from contbatch.transforms.learning.reactions import Boost as Boost
+    from contbatch.transforms.learning.reactions import Refresh as Refresh
+    from contbatch.transforms.learning.reactions import Replay as Replay
+    from contbatch.transforms.learning.recent import RecentLabels as RecentLabels
+    from contbatch.transforms.learning.replay_buffer import ReplayBuffer as ReplayBuffer
+    from contbatch.transforms.learning.replay_buffer import Replayed as Replayed
     from contbatch.transforms.learning.sampling import Downsampled as Downsampled
     from contbatch.transforms.learning.statistics import Standardized as Standardized
     from contbatch.transforms.learning.torch_learner import TorchLearner as TorchLearner
@@ -51,13 +63,20 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AvroCodec": "codecs",
+    "Background": "learning.reactions",
     "BatchPolicy": "batching",
+    "Boost": "learning.reactions",
     "BoundedIds": "learning.vocabulary",
+    "BurstCapped": "learning.bursts",
+    "CalibrationMonitor": "learning.calibration",
     "Codec": "codecs",
     "ContinuousBatch": "batch",
     "ContinuousInference": "inference",
     "CostModel": "batching",
+    "DelayedLabels": "learning.delayed",
+    "Detector": "learning.detectors",
     "Downsampled": "learning.sampling",
+    "DriftAware": "learning.drift",
     "Event": "events",
     "Example": "records",
     "Failed": "records",
@@ -80,6 +99,11 @@ _HOME = {
     "Prediction": "records",
     "Published": "records",
     "Reason": "batching",
+    "RecentLabels": "learning.recent",
+    "Refresh": "learning.reactions",
+    "Replay": "learning.reactions",
+    "ReplayBuffer": "learning.replay_buffer",
+    "Replayed": "learning.replay_buffer",
     "Scheduler": "batching",
     "Served": "records",
     "ShedElement": "infer",

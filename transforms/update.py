@@ -18,8 +18,9 @@ from contbatch.transforms.chunks import MILLI, PackFn
 from contbatch.transforms.codecs import Codec
 from contbatch.transforms.events import MICROS, Event
 from contbatch.transforms.learning import GatePolicy, Learner, Order, PrequentialConfig
+from contbatch.transforms.learning.wire import event_of
 from contbatch.transforms.loop import ArrivalFn, EventTimeFn, LoopSettings
-from contbatch.transforms.records import Failed, Learned, Prediction, Published
+from contbatch.transforms.records import Example, Failed, Learned, Prediction, Published
 
 
 class PredictThenLearn(beam.PTransform):
@@ -154,9 +155,12 @@ class OnlineUpdate(beam.PTransform):
         super().__init__()
         kind = PredictThenLearn if deterministic else _Arrival
         self._loop = kind(learner, policy, store, **arguments)
+        self._is_joined = arguments.get("feedback") is None
 
-    def expand(self, events: beam.PCollection[Event]) -> beam.PCollection[Published]:
+    def expand(self, events: beam.PCollection[Event] | beam.PCollection[Example]) -> beam.PCollection[Published]:
         """Run the loops, whose predictions nobody asked for."""
+        if self._is_joined:
+            events = events | "Events" >> beam.Map(event_of).with_output_types(Event)
         done = events | "Learn" >> self._loop
         published = done.published
         published.learned = done.learned

@@ -12,6 +12,8 @@ from contbatch.transforms.codecs import Codec
 from contbatch.transforms.events import Event
 from contbatch.transforms.files import local_copy
 from contbatch.transforms.learning import Learner
+from contbatch.transforms.learning.features import keep
+from contbatch.transforms.learning.learner import prepare
 
 
 class Answer(NamedTuple):
@@ -21,11 +23,15 @@ class Answer(NamedTuple):
         request_id: whose answer it is.
         score: the model's output.
         batch_size: how many requests were run together.
+        prepared: what the model's state added to the features; see :class:`~contbatch.transforms.Served`.
+        fingerprint: of all features.
     """
 
     request_id: str
     score: float
     batch_size: int
+    prepared: str
+    fingerprint: int
 
 
 class LearnerModelHandler(ModelHandler):
@@ -72,6 +78,10 @@ class LearnerModelHandler(ModelHandler):
         columns, _, errors = self._requests.decode([event.payload for event in batch])
         if errors:
             raise ValueError(errors[0][1])
+        columns = prepare(self._learner, model, columns)
         scores = self._learner.predict(model, columns).tolist()
-        answers = zip(batch, columns["request_id"], scores, strict=True)
-        return [PredictionResult(event, Answer(name, score, len(batch))) for event, name, score in answers]
+        answers = zip(batch, columns["request_id"], scores, keep(self._learner, columns), strict=True)
+        return [
+            PredictionResult(event, Answer(name, score, len(batch), *features))
+            for event, name, score, features in answers
+        ]

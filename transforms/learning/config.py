@@ -11,7 +11,7 @@ from contbatch.transforms.batching import BatchPolicy
 from contbatch.transforms.codecs import Codec
 from contbatch.transforms.learning.gate import GatePolicy
 from contbatch.transforms.learning.join import Terms
-from contbatch.transforms.learning.learner import Learner
+from contbatch.transforms.learning.learner import Learner, needs_settled
 
 State = TypeVar("State")
 
@@ -84,4 +84,4 @@ class PrequentialConfig(Generic[State]):
     @property
     def terms(self) -> Terms:
         """How long requests and feedback wait for each other."""
-        return Terms(self.ttl, self.wait_window, getattr(self.learner, "needs_settled", False))
+        return Terms(self.ttl, self.wait_window, needs_settled(self.learner))

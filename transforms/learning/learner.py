@@ -16,7 +16,7 @@ Arrays = dict[str, NDArray[Any]]
 
 State = TypeVar("State")
 
-_Read = TypeVar("_Read", contravariant=True)
+_State_contra = TypeVar("_State_contra", contravariant=True)
 
 
 def prefixed(arrays: Arrays, prefix: str) -> Arrays:
@@ -29,7 +29,7 @@ def unprefixed(arrays: Arrays, prefix: str) -> Arrays:
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
-class Preparing(Protocol[_Read]):
+class Preparing(Protocol[_State_contra]):
     """The part of a learner whose features depend on its state, such as running statistics.
 
     They are computed when a request is served, kept with it, and learned as they were served, however the state has
@@ -41,8 +41,17 @@ class Preparing(Protocol[_Read]):
     def prepared(self) -> Sequence[str]:
         """Names of the columns that :meth:`prepare` adds."""
 
-    def prepare(self, state: _Read, columns: Columns) -> Columns:
+    def prepare(self, state: _State_contra, columns: Columns) -> Columns:
         """Return the columns that the state adds to n requests: one JSON value per row in each."""
+
+
+def needs_settled(learner: object) -> bool:
+    """Return whether a learner, or one inside it, asks for the requests that never got a label."""
+    while learner is not None:
+        if getattr(learner, "needs_settled", False):
+            return True
+        learner = getattr(learner, "learner", None)
+    return False
 
 
 def prepared_fields(learner: object) -> tuple[str, ...]:

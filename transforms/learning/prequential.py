@@ -136,19 +136,28 @@ class PrequentialLoop(Generic[State]):
             if self._batch.is_full:
                 yield from self._close(event.time, Reason.SIZE)
         self._frontier = max(self._frontier, upto)
-        yield from self._pass(upto, Kind.REQUEST)
+        yield from self._pass(upto, Kind.REQUEST, is_last=True)
         if upto == END_OF_TIME and self._is_due(1, math.inf):
             yield self._version()
 
-    def _pass(self, time: int, kind: Kind) -> Iterator[Output]:
-        """Do what is due before an event of this kind at this time, in the order of its time."""
+    def _pass(self, time: int, kind: Kind, is_last: bool = False) -> Iterator[Output]:
+        """Do what is due before an event of this kind at this time, in the order of its time.
+
+        In the order of arrival, all that has come together is learned together.
+        """
+        learns = is_last or self._config.order is Order.EVENT_TIME
         while True:
             closes_at, due, arrived = self._batch.closes_at, self._intake.next_due, self._intake.latest
             if closes_at is not None and (due is None or closes_at <= due):
                 if closes_at > time or (closes_at == time and kind is Kind.REQUEST):
                     return
                 yield from self._close(closes_at, Reason.DELAY)
-            elif closes_at is None and arrived is not None and arrived < (time if due is None else min(due, time)):
+            elif (
+                learns
+                and closes_at is None
+                and arrived is not None
+                and arrived < (time if due is None else min(due, time))
+            ):
                 yield from self._learn(arrived)
             elif due is not None and due < time:
                 yield from self._intake.expire(due + 1)
