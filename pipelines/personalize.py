@@ -1,4 +1,4 @@
-"""The main job: predict every rating of MovieLens 100k, and learn from it, in event time."""
+"""The main job: predict every request of a data set, and learn from its feedback, in event time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.runner import PipelineState
 
-from contbatch.pipelines import movielens
+from contbatch.pipelines.datasets import Dataset
 from contbatch.pipelines.errors import JobError, UsageError
 from contbatch.pipelines.files import Tally, WriteCounts, WriteRecords, write_text
 from contbatch.pipelines.infer import infer
@@ -52,14 +52,15 @@ class PersonalizeConfig:
 
     Attributes:
         out: folder for everything that it writes; an earlier run's files there are replaced.
-        data: folder of the three MovieLens files.
+        dataset: what is predicted.
+        data: where it is.
         policy: bounds of the prediction micro-batches.
-        feedback_delay: seconds of event time between a request and its feedback.
+        feedback_delay: seconds of event time between a request and its feedback; None for as the data has it.
         ttl: seconds of event time that requests and feedback wait for each other.
         seed: decides the initial weights.
         publish_every: examples between published model versions.
         freeze_after: the first version with so many examples is the frozen model of the summary.
-        spread_ties: whether the ratings of one second follow each other by a microsecond.
+        spread_ties: whether the requests of one instant follow each other by a microsecond.
         form: ``serial`` predicts and learns in one transform, in event time; ``parallel`` in two that meet in the
             model store, live from a paced replay.
         learner: ``sparse`` or ``torch``.
@@ -68,9 +69,10 @@ class PersonalizeConfig:
     """
 
     out: str
+    dataset: Dataset
     data: Path
     policy: BatchPolicy
-    feedback_delay: float
+    feedback_delay: float | None
     ttl: float
     seed: int
     publish_every: int
@@ -82,8 +84,9 @@ class PersonalizeConfig:
     gate: GatePolicy | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.feedback_delay) and self.feedback_delay >= 0):
-            raise ValueError(f"feedback_delay is {self.feedback_delay}; give a finite number of seconds, 0 or more")
+        delay = self.feedback_delay
+        if delay is not None and not (math.isfinite(delay) and delay >= 0):
+            raise ValueError(f"feedback_delay is {delay}; give a finite number of seconds, 0 or more")
 
 
 class _Branches(NamedTuple):
@@ -124,18 +127,18 @@ def _serial(pipeline: beam.Pipeline, config: PersonalizeConfig) -> _Branches:
     """Predict and learn in one transform, in event time."""
     source = (
         pipeline
-        | "MovieLens" >> beam.Create([str(config.data)])
+        | "Data" >> beam.Create([str(config.data)])
         | "Read"
-        >> beam.ParDo(_ReadFn(config.feedback_delay, config.spread_ties))
+        >> beam.ParDo(_ReadFn(config.dataset, config.feedback_delay, config.spread_ties))
         .with_output_types(Event, failed=Failed)
         .with_outputs("failed", main="events")
     )
     done = source.events | "PredictThenLearn" >> PredictThenLearn(
-        movielens.learner(config.seed, config.learner),
+        config.dataset.learner(config.seed, config.learner),
         config.policy,
         FileSystems.join(config.out, STORE),
-        requests=movielens.REQUESTS,
-        feedback=movielens.FEEDBACK,
+        requests=config.dataset.requests,
+        feedback=config.dataset.feedback,
         gate=config.gate,
         ttl=config.ttl,
         publish_every=config.publish_every,
@@ -145,23 +148,25 @@ def _serial(pipeline: beam.Pipeline, config: PersonalizeConfig) -> _Branches:
 
 def _parallel(pipeline: beam.Pipeline, config: PersonalizeConfig) -> _Branches:
     """Predict and learn in two transforms that meet in the model store, live."""
-    reader = _ReadFn(config.feedback_delay, config.spread_ties)
+    dataset = config.dataset
+    reader = _ReadFn(dataset, config.feedback_delay, config.spread_ties)
     found = list(reader.process(str(config.data)))
     given = [item for item in found if isinstance(item, Event)]
     bad = [item.value for item in found if not isinstance(item, Event)]
     local = pipeline.options.view_as(StandardOptions).runner in (None, "DirectRunner")
-    read = partial(_events, str(config.data), config.feedback_delay, config.spread_ties)
+    read = partial(_events, dataset, str(config.data), config.feedback_delay, config.spread_ties)
     source = PacedScript(given, config.rate) if local else PacedReplay(read, len(given), config.rate)
     events = pipeline | "Replay" >> source
-    learner, store = movielens.learner(config.seed, config.learner), FileSystems.join(config.out, STORE)
+    learner, store = dataset.learner(config.seed, config.learner), FileSystems.join(config.out, STORE)
     requests = events | "Requests" >> beam.Filter(_is_request)
-    inferred = infer(requests, learner, store, codec=movielens.REQUESTS, policy=config.policy)
+    inferred = infer(requests, learner, store, codec=dataset.requests, policy=config.policy)
     trained = train(
-        events,
+        inferred.served,
+        events | "Feedback" >> beam.Filter(_is_feedback),
         learner,
         store,
-        requests=movielens.REQUESTS,
-        feedback=movielens.FEEDBACK,
+        requests=config.dataset.requests,
+        feedback=config.dataset.feedback,
         gate=config.gate,
         ttl=config.ttl,
         publish_every=config.publish_every,
@@ -175,9 +180,13 @@ def _is_request(event: Event) -> bool:
     return event.kind is Kind.REQUEST
 
 
-def _events(folder: str, feedback_delay: float, spread_ties: bool) -> Iterator[Event]:
-    """Yield what can be read of the ratings."""
-    for item in movielens.read_events(Path(folder), feedback_delay, spread_ties):
+def _is_feedback(event: Event) -> bool:
+    return event.kind is Kind.FEEDBACK
+
+
+def _events(dataset: Dataset, data: str, feedback_delay: float | None, spread_ties: bool) -> Iterator[Event]:
+    """Yield the events that can be read."""
+    for item in dataset.read_events(Path(data), feedback_delay, spread_ties):
         if isinstance(item, Event):
             yield item
 
@@ -211,12 +220,13 @@ def run(config: PersonalizeConfig, options: PipelineOptions) -> float:
 
 
 class _ReadFn(beam.DoFn):
-    def __init__(self, feedback_delay: float, spread_ties: bool) -> None:
+    def __init__(self, dataset: Dataset, feedback_delay: float | None, spread_ties: bool) -> None:
+        self._dataset = dataset
         self._feedback_delay = feedback_delay
         self._spread_ties = spread_ties
 
-    def process(self, folder: str) -> Iterator[Any]:
-        for item in movielens.read_events(Path(folder), self._feedback_delay, self._spread_ties):
+    def process(self, data: str) -> Iterator[Any]:
+        for item in self._dataset.read_events(Path(data), self._feedback_delay, self._spread_ties):
             if isinstance(item, Event):
                 yield item
                 continue

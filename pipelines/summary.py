@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from contbatch.pipelines import movielens
 from contbatch.pipelines.errors import JobError
 from contbatch.pipelines.files import read_records, write_text
 from contbatch.pipelines.personalize import LEARNED, LEDGER, PREDICTIONS, STORE, SUMMARY, PersonalizeConfig
@@ -180,11 +179,10 @@ def _score(prefix: str, scores: NDArray[Any], labels: NDArray[Any]) -> dict[str,
 
 
 def _rescore(arrays: Arrays, request_ids: NDArray[Any], config: PersonalizeConfig) -> NDArray[np.float64]:
-    """Return what a version would have answered to these requests."""
-    learner = movielens.learner(config.seed, config.learner)
+    """Return what a version would have answered to these requests; what it knows of late is as old as its weights."""
+    learner = config.dataset.learner(config.seed, config.learner)
     state = learner.load(arrays)
-    ratings = (item for item in movielens.read_ratings(config.data) if isinstance(item, movielens.Rating))
-    requests = {rating.request["request_id"]: rating.request for rating in ratings}
+    requests = {request["request_id"]: request for request in config.dataset.read_requests(config.data)}
     columns = {field: [requests[request_id][field] for request_id in request_ids] for field in learner.fields}
     return learner.predict(state, columns)
 

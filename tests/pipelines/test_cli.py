@@ -20,15 +20,17 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_needs_no_beam_and_names_every_flag_of_ours() -> None:
     done = command("personalize", "--help")
     assert done.returncode == 0
-    for flag in ("--out", "--data", "--max_size", "--max_delay", "--feedback_delay", "--ttl", "--seed"):
+    for flag in ("--out", "--dataset", "--data", "--max_size", "--max_delay", "--feedback_delay", "--ttl", "--seed"):
         assert flag in done.stdout
     assert "None" not in done.stdout
+    assert "(default: movielens 5, flights as in the data)" in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
         (["persnalize"], r"invalid choice: 'persnalize' \(choose from .?personalize"),
+        (["personalize", "--dataset=trains"], r"invalid choice: 'trains' \(choose from .?movielens"),
         (["personalize", "--max-delay=3"], r"unknown flag --max-delay; did you mean --max_delay\?"),
         (["personalize", "--runer=DirectRunner"], r"unknown flag --runer; did you mean --runner\?"),
         (["personalize", "--zzz"], r"unknown argument --zzz; `contbatch personalize --help` lists ours"),

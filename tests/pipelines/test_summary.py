@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from contbatch.pipelines import summary
+from contbatch.pipelines import movielens, summary
 from contbatch.pipelines.cli import main
 from contbatch.pipelines.errors import JobError
 from contbatch.pipelines.personalize import PersonalizeConfig
@@ -17,7 +17,8 @@ from contbatch.transforms import BatchPolicy
 @pytest.fixture
 def finished(ratings: Path, tmp_path: Path) -> PersonalizeConfig:
     assert main(["personalize", "--data", str(ratings), "--out", str(tmp_path)]) == 0
-    return PersonalizeConfig(str(tmp_path), ratings, BatchPolicy(256, 5.0), 5.0, 86_400.0, 0, 10_000, 80, False)
+    policy = BatchPolicy(256, 5.0)
+    return PersonalizeConfig(str(tmp_path), movielens.DATASET, ratings, policy, 5.0, 86_400.0, 0, 10_000, 80, False)
 
 
 @pytest.mark.parametrize(
