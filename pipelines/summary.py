@@ -19,6 +19,7 @@ from contbatch.pipelines.personalize import LEARNED, LEDGER, PREDICTIONS, STORE,
 from contbatch.transforms.events import MICROS
 from contbatch.transforms.files import read_bytes
 from contbatch.transforms.learning import Arrays, ModelStore, auc, mean_log_loss
+from contbatch.transforms.learning.calibration import CalibrationMonitor
 from contbatch.transforms.learning.manifest import ordered
 from contbatch.transforms.ledger import FEEDBACK_FATES, REQUEST_FATES, violations
 
@@ -38,6 +39,7 @@ def summarise(config: PersonalizeConfig, runner: str, seconds: float) -> dict[st
         **{name: ledger[name] for name in ("requests", *REQUEST_FATES, "feedback", *FEEDBACK_FATES, "versions")},
         **_batches(predictions),
         **_scores(learned, config),
+        "calibration": _calibration(learned),
         **_freshness(predictions, learned),
         "rollbacks": len(ModelStore(FileSystems.join(config.out, STORE)).restores()),
         "seconds": round(seconds, 1),
@@ -78,6 +80,9 @@ def show(summary: dict[str, Any], out: str, console: Console) -> None:
         count, loss, area = (summary[f"{prefix}{name}"] for name in ("labels", "logloss", "auc"))
         scores.add_row(label, f"{count:,}", _number(loss, 4), _number(area, 4))
     console.print(scores)
+
+    spans = ", ".join(f"{_number(ratio, 2)} over {span}" for span, ratio in summary["calibration"].items())
+    console.print(f"Mean prediction over mean label: {spans}", highlight=False)
 
     digits = 3 if summary["form"] == "parallel" else 1
     clock = "" if summary["form"] == "parallel" else " of event time (lulls between requests included)"
@@ -206,6 +211,19 @@ def _freshness(predictions: Columns, learned: Columns) -> dict[str, Any]:
 
 _FRESHNESS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0)
 """Upper edges of the freshness histogram, in seconds."""
+
+
+def _calibration(learned: Columns) -> dict[str, float | None]:
+    """Return mean prediction over mean label: over the last hour and day of event time, fading, and over all."""
+    horizons = {"last hour": 3_600.0, "last day": 86_400.0, "all": _FOR_EVER}
+    monitor = CalibrationMonitor(tuple(horizons.values()))
+    state = monitor.learn(monitor.init(), learned["score"], learned["label"], learned["time"] / MICROS)
+    ratios = monitor.ratios(state)
+    return {name: _finite(ratios[horizon]) for name, horizon in horizons.items()}
+
+
+_FOR_EVER = 1e15
+"""A horizon, in seconds, beside which all event times are one."""
 
 
 def _finite(value: float) -> float | None:

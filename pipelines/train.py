@@ -11,7 +11,6 @@ from contbatch.transforms import (
     Event,
     Failed,
     GatePolicy,
-    JoinFeedback,
     Learned,
     OnlineUpdate,
     Published,
@@ -19,7 +18,7 @@ from contbatch.transforms import (
 )
 from contbatch.transforms.codecs import Codec
 from contbatch.transforms.learning import Learner
-from contbatch.transforms.learning.learner import needs_settled
+from contbatch.transforms.learning.wire import event_of
 
 
 class Trained(NamedTuple):
@@ -66,19 +65,19 @@ def train(
         publish_every: examples after which a version is published.
         publish_seconds: seconds after which one is published at the latest.
     """
-    examples = (served, labels) | "Join" >> JoinFeedback(
-        feedback, ttl=ttl, wait_window=wait_window, settles=needs_settled(learner)
-    )
-    published = examples | "Train" >> OnlineUpdate(
+    requests_served = served | "As events" >> beam.Map(event_of).with_output_types(Event)
+    events = (requests_served, labels) | "Served and told" >> beam.Flatten()
+    published = events | "Train" >> OnlineUpdate(
         learner,
         BatchPolicy(max_size=256, max_delay=1.0),
         store,
         deterministic=False,
         requests=requests,
-        feedback=None,
+        feedback=feedback,
         gate=gate,
+        ttl=ttl,
+        wait_window=wait_window,
         publish_every=publish_every,
         publish_seconds=publish_seconds,
     )
-    failed = (examples.late, examples.failed, published.failed) | "Not learned" >> beam.Flatten()
-    return Trained(published, published.learned, failed)
+    return Trained(published, published.learned, published.failed)

@@ -26,9 +26,11 @@ class Kind(IntEnum):
     """What an event is. At one instant, requests come before feedback: see the ordering of :class:`Event`."""
 
     REQUEST = 0
-    FEEDBACK = 1
-    EXAMPLE = 2
-    """Feedback beside the request that it answers: see :class:`~contbatch.transforms.JoinFeedback`."""
+    SERVED = 1
+    """A request that was predicted elsewhere, see :class:`~contbatch.transforms.Served`."""
+    FEEDBACK = 2
+    EXAMPLE = 3
+    """Feedback beside the request that it answers, see :class:`~contbatch.transforms.Example`."""
 
 
 class Event(NamedTuple):

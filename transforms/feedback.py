@@ -21,9 +21,10 @@ from apache_beam.utils.timestamp import Timestamp
 import contbatch.transforms.coders  # noqa: F401  registers the coders
 from contbatch.transforms.chunks import MILLI, at, timestamp_of
 from contbatch.transforms.codecs import Codec
-from contbatch.transforms.events import END_OF_TIME, MICROS, Event
+from contbatch.transforms.events import END_OF_TIME, MICROS, Event, Kind
 from contbatch.transforms.learning.join import WHY, Refusal, Terms, Unusable, read_labels
 from contbatch.transforms.learning.rooms import Outcome, Rooms, entry_of, line_of
+from contbatch.transforms.learning.wire import event_of, served_of
 from contbatch.transforms.logged import Logged
 from contbatch.transforms.records import Example, Failed, Served
 
@@ -69,7 +70,7 @@ class JoinFeedback(beam.PTransform):
         ttl: float = 86_400.0,
         wait_window: float | None = None,
         settles: bool = False,
-        shards: int = 64,
+        shards: int = 4,
         stride: float = 1.0,
     ) -> None:
         super().__init__()
@@ -90,83 +91,65 @@ class JoinFeedback(beam.PTransform):
         served, feedback = inputs
         # Without it Prism runs one key in two bundles at once and loses state.
         served.pipeline.options.view_as(DebugOptions).add_experiment("prism_disable_sdf_split")
-        chunks = tuple[int, bytes]
-        requests = (
-            served
-            | "Requests in the global window" >> beam.WindowInto(GlobalWindows())
-            | "Shard" >> beam.ParDo(_ShardFn(self._shards)).with_output_types(chunks)
+        requests = served | "As events" >> beam.Map(event_of).with_output_types(Event)
+        # First one collection, then chunks: where two met at the stateful step itself, Prism fired timers of bounded
+        # input while one of them was still to come.
+        events = (requests, feedback) | "Both" >> beam.Flatten()
+        shard = beam.ParDo(_ShardFn(self._shards, self._feedback)).with_output_types(tuple[int, bytes], refused=Failed)
+        chunks = (
+            events
+            | "Global window" >> beam.WindowInto(GlobalWindows())
+            | "Shard" >> shard.with_outputs("refused", main="chunks")
         )
-        decode = beam.ParDo(_DecodeFn(self._shards, self._feedback)).with_output_types(chunks, refused=Failed)
-        labels = (
-            feedback
-            | "Feedback in the global window" >> beam.WindowInto(GlobalWindows())
-            | "Decode" >> decode.with_outputs("refused", main="chunks")
-        )
-        is_bounded = served.is_bounded and feedback.is_bounded
-        join = beam.ParDo(_JoinFn(self._terms, self._stride, is_bounded)).with_output_types(
+        join = beam.ParDo(_JoinFn(self._terms, self._stride, events.is_bounded)).with_output_types(
             Example, late=Failed, failed=Failed
         )
-        both = (requests, labels.chunks) | "Both" >> beam.Flatten()
-        done = both | "Join" >> join.with_outputs("late", "failed", main="examples")
-        examples = done.examples
-        examples.late = done.late
-        examples.failed = (done.failed, labels.refused) | "Failed" >> beam.Flatten()
+        done = chunks.chunks | "Join" >> join.with_outputs("late", "failed", main="examples")
+        examples, late, failed = done.examples, done.late, done.failed
+        if events.is_bounded:
+            # Fused with another stateful step, FnApiRunner would fire that one's timers before these.
+            examples = examples | "Apart" >> beam.Reshuffle()
+            late, failed = late | "Late apart" >> beam.Reshuffle(), failed | "Failed apart" >> beam.Reshuffle()
+        examples.late = late
+        examples.failed = (failed, chunks.refused) | "Failed" >> beam.Flatten()
         return examples
 
 
 class _ShardFn(beam.DoFn):
-    """A bundle's requests in chunks of lines, one for each shard."""
-
-    def __init__(self, shards: int) -> None:
-        self._shards = shards
-
-    def start_bundle(self) -> None:
-        self._lines: dict[int, list[tuple[int, bytes]]] = {}
-        self._count = 0
-
-    def process(self, served: Served) -> Iterator[Any]:
-        self._add(served.model, served.request_id, served.time, line_of(served))
-        if self._count >= _TOGETHER:
-            yield from self.finish_bundle()
-
-    def _add(self, model: str, request_id: str, time: int, line: bytes) -> None:
-        shard = crc32(f"{model}\n{request_id}".encode()) % self._shards
-        self._lines.setdefault(shard, []).append((time, line))
-        self._count += 1
-
-    def finish_bundle(self) -> Iterator[Any]:
-        for shard, lines in self._lines.items():
-            yield at((shard, b"\n".join(line for _, line in lines)), min(time for time, _ in lines))
-        _ShardFn.start_bundle(self)
-
-
-class _DecodeFn(_ShardFn):
-    """A bundle's feedback, decoded together, in chunks of lines, one for each shard."""
+    """A bundle's requests and feedback, decoded together, in chunks of lines, one for each shard."""
 
     def __init__(self, shards: int, codec: Codec) -> None:
-        super().__init__(shards)
+        self._shards = shards
         self._codec = codec
 
     def start_bundle(self) -> None:
-        super().start_bundle()
         self._events: list[Event] = []
 
-    def process(self, event: Event) -> Iterator[Any]:  # type: ignore[override]
+    def process(self, event: Event) -> Iterator[Any]:
         self._events.append(event)
         if len(self._events) >= _TOGETHER:
             yield from self.finish_bundle()
 
     def finish_bundle(self) -> Iterator[Any]:
         events, self._events = self._events, []
-        columns, kept, errors = self._codec.decode([event.payload for event in events])
+        feedback = [event for event in events if event.kind is not Kind.SERVED]
+        shards: dict[int, list[tuple[int, bytes]]] = {}
+        for item in [served_of(event) for event in events if event.kind is Kind.SERVED]:
+            shards.setdefault(self._shard(item.model, item.request_id), []).append((item.time, line_of(item)))
+        columns, kept, errors = self._codec.decode([event.payload for event in feedback])
         for position, why in errors:
-            yield _refused(events[position], "", why)
-        for label in read_labels(columns, [events[position] for position in kept]):
+            yield _refused(feedback[position], "", why)
+        for label in read_labels(columns, [feedback[position] for position in kept]):
             if isinstance(label, Unusable):
                 yield _refused(label.event, label.request_id, label.why)
             else:
-                self._add(label.event.model, label.request_id, label.event.time, line_of(label))
-        yield from super().finish_bundle()
+                shard = self._shard(label.event.model, label.request_id)
+                shards.setdefault(shard, []).append((label.event.time, line_of(label)))
+        for shard, lines in shards.items():
+            yield at((shard, b"\n".join(line for _, line in lines)), min(time for time, _ in lines))
+
+    def _shard(self, model: str, request_id: str) -> int:
+        return crc32(f"{model}\n{request_id}".encode()) % self._shards
 
 
 def _refused(event: Event, request_id: str, why: str) -> TaggedOutput:
@@ -228,6 +211,7 @@ class _JoinFn(beam.DoFn):
     ) -> Iterator[Any]:
         """Do what fell due; of bounded input, all has come."""
         rooms, upto = self._logged.open(shard, log, head), END_OF_TIME if self._is_bounded else now.micros
+        rooms.armed = None
         yield from map(_output, rooms.expire(upto))
         self._keep(shard, rooms, entry_of(upto), log, head)
         if not self._is_bounded:
@@ -239,7 +223,8 @@ class _JoinFn(beam.DoFn):
 
     def _arm(self, rooms: Rooms, timer: Any) -> None:
         change = rooms.next_change
-        if change is not None:
+        if change is not None and change != rooms.armed:
+            rooms.armed = change
             timer.set(timestamp_of(-(-(change + 1) // self._stride) * self._stride))
 
 

@@ -40,7 +40,8 @@ class Served(NamedTuple):
         version: the weights, and the statistics of the features, that made it, ``epoch.step``.
         prepared: what the model's state added to the features, as a JSON list; empty for nothing. See
             :class:`~contbatch.transforms.learning.learner.Preparing`.
-        fingerprint: of all features as the model got them; see :mod:`contbatch.transforms.learning.skew`.
+        fingerprint: of all features as the model got them, 0 for none; see
+            :mod:`contbatch.transforms.learning.skew`.
         model: which model answered.
     """
 

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -19,7 +20,7 @@ from apache_beam.utils.timestamp import Timestamp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contbatch.transforms import AvroCodec, Event, Example, Failed, JoinFeedback, Kind, Served
+from contbatch.transforms import AvroCodec, Event, Example, Failed, JoinFeedback, Kind, ModelStore, Served
 from contbatch.transforms.coders import EventCoder
 from contbatch.transforms.events import END_OF_TIME, MICROS
 from contbatch.transforms.feedback import _JoinFn
@@ -28,6 +29,7 @@ from contbatch.transforms.learning.join import Label, Terms
 from contbatch.transforms.learning.observed import Observed
 from contbatch.transforms.learning.rooms import Rooms, line_of
 from contbatch.transforms.testing import Sink
+from tests.small import Small
 
 CODEC = AvroCodec(
     {
@@ -123,6 +125,23 @@ def test_every_feedback_has_one_fate_whatever_the_order_of_a_bounded_run() -> No
     assert len(expected(served, feedback)) == 8
 
 
+def test_examples_are_learned_by_a_trainer(small: Small, tmp_path: Path) -> None:
+    """40 requests, three of four with a label; each example comes out as learned, none twice."""
+    requests = [event for event in small.events(40) if event.kind is Kind.REQUEST]
+    served = [Served(one.payload, str(one.row), one.time, 0.5, "0.0") for one in requests]
+    labels = [event for event in small.events(40) if event.kind is Kind.FEEDBACK and event.row % 4]
+    with TestPipeline() as pipeline:
+        asked = pipeline | "r" >> beam.Create(served).with_output_types(Served)
+        told = pipeline | "l" >> beam.Create([*labels, *labels[:5]]).with_output_types(Event)
+        examples = (asked, told) | JoinFeedback(small.feedback, ttl=60.0, wait_window=1.0, shards=2)
+        published = examples | small.trainer(tmp_path, feedback=None)
+        learned = published.learned | beam.Map(lambda one: one.observed) | beam.combiners.Count.PerElement()
+        assert_that(learned, equal_to([("label", 30), ("assumed", 10)]))
+        refused = examples.failed | "Status" >> beam.Map(lambda one: (one.status, 1)) | beam.CombinePerKey(sum)
+        assert_that(refused, equal_to([("duplicate", 5)]), label="duplicates")
+    assert ModelStore(str(tmp_path)).versions()[-1].examples == 40
+
+
 def test_late_feedback_has_an_output_of_its_own() -> None:
     with TestPipeline() as pipeline:
         requests = pipeline | "r" >> beam.Create([asked(1, 0)]).with_output_types(Served)
@@ -132,7 +151,7 @@ def test_late_feedback_has_an_output_of_its_own() -> None:
         assert_that(late, equal_to([("late", "1", "later than the ttl after its request")] * 2))
 
 
-def live(served: Sequence[Served], feedback: Sequence[Event]) -> Sink:
+def live(served: Sequence[Served], feedback: Sequence[Event], options: PipelineOptions) -> Sink:
     """Run as a stream whose watermark moves in steps, and count in windows what comes out."""
     sink, windows = Sink(), Sink()
     script = TestStream(coder=EventCoder())
@@ -142,7 +161,7 @@ def live(served: Sequence[Served], feedback: Sequence[Event]) -> Sink:
         script.add_elements([TimestampedValue(one, Timestamp(micros=max(one.time, 0))) for one in due])
         script.advance_watermark_to(Timestamp(second + 2))
     by_id = {one.request_id: one for one in served}
-    with beam.Pipeline(options=PipelineOptions(streaming=True)) as pipeline:
+    with beam.Pipeline(options=options) as pipeline:
         events = pipeline | script.advance_watermark_to_infinity()
         requests = (
             events
@@ -169,7 +188,8 @@ def live(served: Sequence[Served], feedback: Sequence[Event]) -> Sink:
 
 def test_a_live_stream_gives_the_same_and_loses_nothing_downstream() -> None:
     served, feedback = stream(80, 3)
-    assert Counter(map(fate, live(served, feedback).elements)) == expected(served, feedback)
+    sink = live(served, feedback, PipelineOptions(streaming=True))
+    assert Counter(map(fate, sink.elements)) == expected(served, feedback)
 
 
 def key_state() -> KeyedState:

@@ -78,9 +78,9 @@ class LearnerModelHandler(ModelHandler):
         columns, _, errors = self._requests.decode([event.payload for event in batch])
         if errors:
             raise ValueError(errors[0][1])
-        columns = prepare(self._learner, model, columns)
-        scores = self._learner.predict(model, columns).tolist()
-        answers = zip(batch, columns["request_id"], scores, keep(self._learner, columns), strict=True)
+        served = prepare(self._learner, model, columns)
+        scores = self._learner.predict(model, served).tolist()
+        answers = zip(batch, columns["request_id"], scores, keep(self._learner, served), strict=True)
         return [
             PredictionResult(event, Answer(name, score, len(batch), *features))
             for event, name, score, features in answers

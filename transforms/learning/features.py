@@ -44,4 +44,4 @@ def fingerprints(learner: Any, columns: Columns) -> list[int]:
     """Return a number for each of n rows that depends on every bit of a learner's features, and on their types."""
     names = dict.fromkeys((*learner.fields, *prepared_fields(learner)))
     rows = zip(*(columns[name] for name in names), strict=True)
-    return [crc32(repr(row).encode("utf-8", "surrogatepass")) for row in rows]
+    return [crc32(repr(row).encode("utf-8", "surrogatepass")) or 1 for row in rows]  # 0 is none

@@ -192,7 +192,7 @@ class Gate(Generic[State]):
             columns: the rows, with what the learner prepared as it was served.
             labels: shape (n,).
             weights: importance weights, shape (n,).
-            scores: what had been served for the rows, shape (n,).
+            scores: what these weights had served for the rows, shape (n,); not finite for those that others served.
         """
         self._step += 1
         if self._policy is None:

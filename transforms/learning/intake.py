@@ -92,7 +92,7 @@ class Intake:
 
     def _example(self, event: Event) -> Example | Failed:
         try:
-            return example_of(event.payload)
+            return example_of(event)
         except ValueError as error:
             return self.refuse(event, Refusal.REFUSED, str(error))
 

@@ -33,7 +33,7 @@ from contbatch.transforms.learning.lineage import Lineage, Version
 from contbatch.transforms.learning.manifest import Restore
 from contbatch.transforms.learning.observed import Observed
 from contbatch.transforms.learning.skew import SkewMonitor
-from contbatch.transforms.learning.wire import dump_event, load_event
+from contbatch.transforms.learning.wire import dump_event, load_event, served_of
 from contbatch.transforms.records import Example, Failed, Learned, Prediction, Served
 
 State = TypeVar("State")
@@ -84,6 +84,7 @@ class PrequentialLoop(Generic[State]):
         self._batch: BatchFormer[Event] = BatchFormer(config.policy)
         self._intake = Intake(config.terms, config.feedback, model)
         self._skew = SkewMonitor()
+        self._is_served_elsewhere = False
         self._frontier = -END_OF_TIME
 
     @property
@@ -129,6 +130,10 @@ class PrequentialLoop(Generic[State]):
                 yield self._late(event)
                 continue
             yield from self._pass(event.time, event.kind)
+            self._is_served_elsewhere |= event.kind in {Kind.SERVED, Kind.EXAMPLE}
+            if event.kind is Kind.SERVED:
+                yield from self._note(event)
+                continue
             if event.kind is not Kind.REQUEST:
                 self._intake.arrive(event)
                 continue
@@ -163,6 +168,13 @@ class PrequentialLoop(Generic[State]):
                 yield from self._intake.expire(due + 1)
             else:
                 return
+
+    def _note(self, event: Event) -> Iterator[Failed]:
+        """Note a request that was predicted elsewhere."""
+        try:
+            self._intake.serve(served_of(event))
+        except ValueError as error:
+            yield self._failed(event, str(error))
 
     def _close(self, time: int, reason: Reason) -> Iterator[Output]:
         """Predict the open batch, then learn what arrived while it was open."""
@@ -211,7 +223,9 @@ class PrequentialLoop(Generic[State]):
         labels = np.array([example.label for example in examples])
         weights = np.array([example.weight for example in examples])
         scores = np.array([example.served.score for example in examples])
-        verdict = self._gate.learn(columns, labels, weights, scores)
+        # Older weights may have served elsewhere, and say nothing of these.
+        judged = np.full(len(scores), math.nan) if self._is_served_elsewhere else scores
+        verdict = self._gate.learn(columns, labels, weights, judged)
         served_by = [example.served.version for example in examples]
         lineage.learned(labels.tolist(), weights.tolist(), scores.tolist(), served_by, time)
         version = lineage.name()
@@ -262,7 +276,7 @@ class PrequentialLoop(Generic[State]):
 
     def _late(self, event: Event) -> Failed:
         why = f"arrived when everything up to event time {self._frontier / MICROS:.6f} s was already done"
-        if event.kind is not Kind.REQUEST:
+        if event.kind in (Kind.FEEDBACK, Kind.EXAMPLE):
             return self._intake.refuse(event, Refusal.LATE, why)
         return self._failed(event, why)
 
@@ -275,6 +289,7 @@ class PrequentialLoop(Generic[State]):
             "batch": [dump_event(event) for event in self._batch.elements],
             "intake": self._intake.dump(),
             "skew": asdict(self._skew),
+            "elsewhere": self._is_served_elsewhere,
             "lineage": self._lineage.dump(),
             "frontier": self._frontier,
         }
@@ -288,6 +303,7 @@ class PrequentialLoop(Generic[State]):
             self._batch.add(event, event.time)
         self._intake.load(content["intake"])
         self._skew = SkewMonitor(**content["skew"])
+        self._is_served_elsewhere = content["elsewhere"]
         self._lineage.load(content["lineage"])
         self._frontier = content["frontier"]
         self._gate.load(unprefixed(arrays, _GATE))

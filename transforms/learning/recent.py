@@ -21,6 +21,7 @@ from contbatch.transforms.learning.learner import (
     prepared_fields,
     unprefixed,
 )
+from contbatch.transforms.learning.observed import FIELD, Observed
 
 Floats = NDArray[np.float64]
 
@@ -57,8 +58,8 @@ class RecentLabels(Generic[State]):
     the means. Buckets that were computed anew at that time would hold labels that the prediction could not know.
 
     A table holds at most ``capacity`` values; beyond it, the one whose last label is oldest goes. A value is known by
-    a digest of its text. A label that is not finite moves no mean, nor does one
-    whose weight is 0 or not finite.
+    a digest of its text. A label that is not finite moves no mean, nor does one whose weight is 0 or not finite, nor a
+    negative that is only assumed (see :class:`~contbatch.transforms.learning.observed.Observed`).
 
     Attributes:
         learner: the inner learner; it reads a column ``recent KEY`` for each key.
@@ -120,9 +121,13 @@ class RecentLabels(Generic[State]):
     def step(self, state: RecentState[State], columns: Columns, labels: Floats, weights: Floats) -> RecentState[State]:
         """Learn the rows with their buckets, then count the labels, in order; changes ``state`` and returns it."""
         inner = self.learner.step(state.inner, prepare(self, state, columns), labels, weights)
+        observed = columns.get(FIELD, [Observed.LABEL] * len(labels))
         for key, means in state.means.items():
-            for value, label, weight in zip(columns[key], labels.tolist(), weights.tolist(), strict=True):
-                self._count(means, key_of(value), label, weight)
+            for value, label, weight, standing in zip(
+                columns[key], labels.tolist(), weights.tolist(), observed, strict=True
+            ):
+                if standing != Observed.ASSUMED:
+                    self._count(means, key_of(value), label, weight)
         return RecentState(state.means, inner)
 
     def export(self, state: RecentState[State]) -> Arrays:

@@ -37,6 +37,8 @@ class Rooms(dict[str, WaitingRoom]):
     def __init__(self, terms: Terms) -> None:
         super().__init__()
         self._terms = terms
+        self.armed: int | None = None
+        """The change for which a timer stands, as far as this object knows."""
 
     def __missing__(self, model: str) -> WaitingRoom:
         self[model] = WaitingRoom(self._terms)

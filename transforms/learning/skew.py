@@ -39,9 +39,14 @@ class SkewMonitor:
     has_tripped: bool = False
 
     def compare(self, served: Iterable[int], learned: Iterable[int]) -> bool:
-        """Compare fingerprints row by row; returns whether it trips now, for the first time."""
+        """Compare fingerprints row by row; returns whether it trips now, for the first time.
+
+        A row that was served without one, 0, is not compared.
+        """
         tripped = self.has_tripped
         for ours, theirs in zip(served, learned, strict=True):
+            if not ours:
+                continue
             self.rows += 1
             self.skewed += ours != theirs
             self.level = max(0.0, self.level + (_DIFFERENT if ours != theirs else _EQUAL))

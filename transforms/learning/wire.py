@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from contbatch.transforms.events import Event, Kind
@@ -56,27 +57,51 @@ def load_ticket(values: list[Any]) -> Ticket:
     return Ticket(served and load_served(served), [load_label(label) for label in orphans], *rest)
 
 
-def event_of(example: Example) -> Event:
-    """Return an example as an event, so that it travels and is learned as feedback is."""
-    payload, *served = example.served
-    head = json.dumps([*served, *example[1:]]).encode()
-    return Event(example.time, Kind.EXAMPLE, example.row, head + b"\n" + payload, example.served.model)
+def event_of(item: Served | Example) -> Event:
+    """Return a served request or an example as an event, as :class:`~contbatch.transforms.OnlineUpdate` takes it."""
+    if isinstance(item, Example):
+        content = _joined(item.served, item[1:])
+        return Event(item.time, Kind.EXAMPLE, item.row, content, item.served.model)
+    return Event(item.time, Kind.SERVED, 0, _joined(item, ()), item.model)
 
 
-def example_of(payload: bytes) -> Example:
+def _joined(served: Served, rest: Sequence[Any]) -> bytes:
+    return json.dumps([*served[1:], *rest]).encode() + b"\n" + served.payload
+
+
+def served_of(event: Event) -> Served:
+    """Return the served request that :func:`event_of` encoded.
+
+    Raises:
+        ValueError: the bytes are no such request.
+    """
+    served, rest = _split(event.payload)
+    if rest:
+        raise ValueError(f"not a served request: {rest} follows")
+    return served
+
+
+def example_of(event: Event) -> Example:
     """Return the example that :func:`event_of` encoded.
 
     Raises:
         ValueError: the bytes are no such example.
     """
+    served, rest = _split(event.payload)
+    try:
+        return Example(served, *rest)
+    except TypeError as error:
+        raise ValueError(f"not an example: {error}") from error
+
+
+def _split(payload: bytes) -> tuple[Served, list[Any]]:
     head, newline, features = payload.partition(b"\n")
+    count = len(Served._fields) - 1
     try:
         values = json.loads(head)
-        count = len(Served._fields) - 1
-        served, rest = Served(features, *values[:count]), values[count:]
-        example = Example(served, *rest)
+        served = Served(features, *values[:count])
     except (ValueError, TypeError) as error:
-        raise ValueError(f"not an example that JoinFeedback made: {error}") from error
+        raise ValueError(f"not a served request or an example: {error}") from error
     if not newline:
-        raise ValueError("an example without its features")
-    return example
+        raise ValueError("a served request or an example without its features")
+    return served, values[count:]

@@ -18,11 +18,12 @@ from contbatch.transforms.learning import PrequentialConfig, PrequentialLoop
 from contbatch.transforms.learning.features import fingerprints, give_back, keep
 from contbatch.transforms.learning.gate import GatePolicy
 from contbatch.transforms.learning.learner import Columns
-from contbatch.transforms.learning.prequential import Skewed
+from contbatch.transforms.learning.prequential import Restored, Skewed
 from contbatch.transforms.learning.sampling import Downsampled
 from contbatch.transforms.learning.skew import SkewMonitor
 from contbatch.transforms.learning.statistics import Standardized
-from contbatch.transforms.records import Example, Served
+from contbatch.transforms.learning.wire import event_of
+from contbatch.transforms.records import Example, Failed, Served
 from tests.small import Small
 
 HEIGHT = "height"
@@ -100,6 +101,52 @@ def test_what_is_learned_is_what_was_served(seed: int, cuts: list[int], is_sampl
     assert len(set(served)) > 30  # until the first labels come, nothing is known of the scale, and all are 0
 
 
+def served_by_hand(who: int, height: float, standardized: float) -> Served:
+    record = {"request_id": str(who), HEIGHT: height, "event_time": float(who)}
+    payload = REQUESTS.encode(record)
+    return Served(payload, str(who), who * MICROS, 0.25, "3.7", json.dumps([standardized]), 0)
+
+
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_what_was_served_elsewhere_is_learned_as_it_was_served_there(is_joined: bool) -> None:
+    """The height was 9.5 deviations over a mean that this loop has never seen."""
+    recorder = Recorder()
+    settings = config(Standardized(recorder, (HEIGHT,), half_life=20.0), GatePolicy())
+    loop = PrequentialLoop(replace(settings, feedback=None) if is_joined else settings)
+    served = served_by_hand(1, 170.0, 9.5)
+    label = Event(5 * MICROS, Kind.FEEDBACK, 3, Small.feedback.encode({"request_id": "1", "label": 1.0}))
+    joined = event_of(Example(served, 1.0, 1.0, "", 0, 5 * MICROS, 3))
+    (learned, *_) = loop.advance([joined] if is_joined else [event_of(served), label], END_OF_TIME)
+    assert isinstance(learned, Learned)
+    assert recorder.learned == [9.5]
+    assert (learned.request_id, learned.score, learned.served_by, learned.time) == ("1", 0.25, "3.7", 5 * MICROS)
+
+
+def test_old_scores_from_elsewhere_do_not_trip_the_gate() -> None:
+    """What served says the opposite of every label, as a version of long ago might: the gate asks the live weights."""
+    learner = SparseLearner((HEIGHT,), rate=0.5)
+    loop = PrequentialLoop(replace(config(learner, GatePolicy(warm_up=100)), ttl=1e6))
+    outputs: list[Any] = []
+    for who in range(4_000):
+        label, height = float(who % 2), 160.0 + 20 * (who % 2)
+        served = served_by_hand(who, height, 0.0)._replace(score=0.9 - 0.8 * label, prepared="")
+        told = Small.feedback.encode({"request_id": str(who), "label": label})
+        events = [event_of(served), Event(who * MICROS, Kind.FEEDBACK, who, told)]
+        outputs += loop.advance(sorted(events), (who + 1) * MICROS)
+    assert not [output for output in outputs if isinstance(output, Restored)]
+    assert sum(isinstance(output, Learned) for output in outputs) == 4_000
+
+
+def test_what_is_no_served_request_or_example_comes_out_with_its_reason() -> None:
+    loop = PrequentialLoop(config(SparseLearner((HEIGHT,))))
+    events = [Event(0, kind, row, b"junk\n", "") for row, kind in enumerate((Kind.SERVED, Kind.EXAMPLE))]
+    made = [(one.kind, one.status, one.reason[:24]) for one in loop.advance(events, MICROS) if isinstance(one, Failed)]
+    assert made == [
+        ("request", "failed", "not a served request or "),
+        ("feedback", "refused", "not a served request or "),
+    ]
+
+
 def test_a_gate_scores_kept_rows_as_they_were_served() -> None:
     recorder = Recorder()
     settings = config(Standardized(recorder, (HEIGHT,), half_life=20.0), GatePolicy())
@@ -136,14 +183,20 @@ def test_a_monitor_trips_on_the_fourth_row_when_all_differ() -> None:
 
 def test_a_monitor_trips_within_a_thousand_rows_when_one_in_fifty_differs() -> None:
     monitor = SkewMonitor()
-    (at,) = [row for row in range(1000) if monitor.compare([0], [row % 50 == 49])]
+    (at,) = [row for row in range(1000) if monitor.compare([1], [1 + (row % 50 == 49)])]
     assert at < 300
+
+
+def test_what_was_served_without_a_fingerprint_is_not_compared() -> None:
+    monitor = SkewMonitor()
+    assert not monitor.compare([0] * 100, [1] * 100)
+    assert monitor.rows == 0
 
 
 def test_a_monitor_forgives_an_accident_in_a_hundred_thousand_rows() -> None:
     monitor = SkewMonitor()
     for row in range(100_000):
-        assert not monitor.compare([0], [row % 10_000 == 0])
+        assert not monitor.compare([1], [1 + (row % 10_000 == 0)])
     assert monitor.skewed == 10
 
 

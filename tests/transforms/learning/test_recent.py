@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from contbatch.transforms.learning import SparseLearner
 from contbatch.transforms.learning.learner import Arrays, Columns
+from contbatch.transforms.learning.observed import FIELD, Observed
 from contbatch.transforms.learning.recent import UNKNOWN, RecentLabels, RecentState, recent
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -62,6 +63,15 @@ def learn(
 def bucket(learner: RecentLabels[Any], state: RecentState[Any], key: str) -> int:
     (value,) = learner.prepare(state, rows(key))["recent key"]
     return int(value)
+
+
+def test_a_negative_that_is_only_assumed_moves_no_mean() -> None:
+    """Of labels 1, 0 (assumed) and 0 (settled) at a rate of 1/4: 1, 1, .75."""
+    learner = RecentLabels(Notes(), ("key",), rate=0.25, buckets=100)
+    state = learner.init()
+    columns = rows("a", "a", "a") | {FIELD: [Observed.LABEL, Observed.ASSUMED, Observed.SETTLED]}
+    state = learner.step(state, columns, np.array([1.0, 0.0, 0.0]), np.ones(3))
+    assert bucket(learner, state, "a") == 75
 
 
 def test_the_mean_by_hand() -> None:

@@ -139,10 +139,10 @@ def test_an_example_travels_as_an_event() -> None:
     )
     event = event_of(made)
     assert (event.time, event.kind, event.row, event.model) == (8, Kind.EXAMPLE, 4, "m")
-    assert repr(example_of(event.payload)) == repr(made)
+    assert repr(example_of(event)) == repr(made)
 
 
 @pytest.mark.parametrize("payload", [b"", b"{}\n", b"[1]\n", b"\xff\n", b"[]"])
 def test_what_is_no_example_says_so(payload: bytes) -> None:
     with pytest.raises(ValueError, match="example"):
-        example_of(payload)
+        example_of(Event(0, Kind.EXAMPLE, 0, payload))
