@@ -32,7 +32,7 @@ def violations(counts: Mapping[str, int]) -> list[str]:
 def name_in(record: Event | Failed) -> str:
     """Return the name under which an event is counted as it goes in; a failed one is what it was meant to be."""
     kind = Kind[record.kind.upper()] if isinstance(record, Failed) else record.kind
-    return "requests" if kind is Kind.REQUEST else "feedback"
+    return "requests" if kind in {Kind.REQUEST, Kind.SERVED} else "feedback"
 
 
 def name_out(record: Prediction | Learned | Failed | Published) -> str:

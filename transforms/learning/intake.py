@@ -10,7 +10,7 @@ from contbatch.transforms.events import Event, Kind
 from contbatch.transforms.learning.join import WHY, Label, Refusal, Terms, Unusable, read_labels
 from contbatch.transforms.learning.observed import Observed
 from contbatch.transforms.learning.waiting import Due, WaitingRoom
-from contbatch.transforms.learning.wire import dump_event, example_of, load_event
+from contbatch.transforms.learning.wire import dump_event, dump_label, example_of, load_event, load_label
 from contbatch.transforms.records import Example, Failed, Served
 
 
@@ -29,6 +29,7 @@ class Intake:
         self._model = model
         self._arrived: list[Event | Due] = []
         self._met: list[Label] = []
+        self._met_at = 0
 
     @property
     def waiting(self) -> int:
@@ -37,8 +38,9 @@ class Intake:
 
     @property
     def latest(self) -> int | None:
-        """The time of what arrived last and waits to be learned."""
-        return self._arrived[-1].time if self._arrived else None
+        """The time of what arrived last and waits to be learned, or met its request last."""
+        times = [self._arrived[-1].time] if self._arrived else []
+        return max([*times, self._met_at] if self._met else times, default=None)
 
     @property
     def next_due(self) -> int | None:
@@ -52,6 +54,7 @@ class Intake:
     def serve(self, served: Served) -> None:
         """Note a prediction; the labels that waited for it are taken next."""
         self._met += self._room.serve(served)
+        self._met_at = served.time
 
     def expire(self, now: int) -> Iterator[Failed]:
         """Do what fell due before ``now``: labels that waited in vain, requests that had none."""
@@ -126,13 +129,19 @@ class Intake:
             )
 
     def dump(self) -> dict[str, Any]:
-        """Return the content as JSON values; there are no labels that have met their request and are not taken."""
-        return {"room": self._room.dump(), "arrived": [_dump(item) for item in self._arrived]}
+        """Return the content as JSON values."""
+        return {
+            "room": self._room.dump(),
+            "arrived": [_dump(item) for item in self._arrived],
+            "met": [dump_label(label) for label in self._met],
+            "met_at": self._met_at,
+        }
 
     def load(self, content: dict[str, Any]) -> None:
         """Fill an empty intake with what :meth:`dump` returned."""
         self._room.load(content["room"])
         self._arrived = [_load(values) for values in content["arrived"]]
+        self._met, self._met_at = [load_label(values) for values in content["met"]], content["met_at"]
 
 
 def _when(example: Example) -> int:
