@@ -8,6 +8,9 @@ from typing import Any
 
 from benchmarks.harness import HERE, RESULTS, figure
 
+_MOST_COLUMNS = 8
+"""More peers than this share one column, each with its name."""
+
 _BLOCK = re.compile(r"(<!-- figures:(\w+) -->\n).*?(<!-- /figures -->)", re.S)
 
 
@@ -19,14 +22,17 @@ def fill(text: str) -> str:
 def _table(name: str) -> str:
     content = json.loads((RESULTS / f"{name}.json").read_text())
     peers = list(dict.fromkeys(peer for row in content["rows"] for peer in row["peers"]))
-    lines = [_line(["measure", "contbatch", "goal", *peers]), _line(["---"] * (3 + len(peers)))]
-    lines += [_line(_cells(row, peers)) for row in content["rows"]]
+    columns = peers if len(peers) <= _MOST_COLUMNS else ["others"]
+    lines = [_line(["measure", "contbatch", "goal", *columns]), _line(["---"] * (3 + len(columns)))]
+    lines += [_line(_cells(row, columns)) for row in content["rows"]]
     return "\n".join([*lines, "", f"`make bench NAME={name}` on {content['machine']}.", ""])
 
 
 def _cells(row: dict[str, Any], peers: list[str]) -> list[str]:
     goal = row["goal"] if row["met"] else f"**missed: {row['goal']}**"
     others = [figure(row["peers"][peer]) if peer in row["peers"] else "" for peer in peers]
+    if peers == ["others"]:
+        others = ["; ".join(f"{peer} {figure(value)}" for peer, value in row["peers"].items())]
     return [row["measure"], f"{figure(row['ours'])} {row['unit']}".strip(), goal, *others]
 
 

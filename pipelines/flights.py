@@ -43,13 +43,12 @@ TOKENS = ("tail", "dest", "carrier", "origin", "hour", "weekday", "route", "flig
 KEYS = ("origin", "carrier")
 """Columns whose last labels are features."""
 
-REQUESTS = AvroCodec(
-    {
-        "type": "record",
-        "name": "Flight",
-        "fields": [{"name": name, "type": "string"} for name in ("request_id", *TOKENS)],
-    }
-)
+SCHEMA = {
+    "type": "record",
+    "name": "Flight",
+    "fields": [{"name": name, "type": "string"} for name in ("request_id", *TOKENS)],
+}
+REQUESTS = AvroCodec(SCHEMA)
 FEEDBACK = AvroCodec(
     {
         "type": "record",

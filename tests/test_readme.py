@@ -33,8 +33,21 @@ def test_the_program_that_predicts_runs(root: Path, tmp_path: Path) -> None:
     assert (len(lines), sum("failed: ValueError" in line for line in lines)) == (100, 1)
 
 
-def test_the_program_that_batches_runs(root: Path, tmp_path: Path) -> None:
+def test_the_program_that_joins_runs(root: Path, tmp_path: Path) -> None:
+    """Request 0 is clicked in time, then bought; 1 is assumed, then corrected, and told again too late; 2 is assumed."""
     lines = run_program(root, 2, tmp_path)
+    assert sorted(line.replace("  ", " ") for line in lines) == [
+        "0 buy 1.0 0",
+        "0 click 1.0 0",
+        "1 0.0 1",
+        "1 click 1.0 2",
+        "1 later than the ttl after its request",
+        "2 0.0 1",
+    ]
+
+
+def test_the_program_that_batches_runs(root: Path, tmp_path: Path) -> None:
+    lines = run_program(root, 3, tmp_path)
     assert sum(int(line.split()[0]) for line in lines) == 100
 
 
