@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 
 from benchmarks.feedback_parts.conversions import conversions
-from benchmarks.feedback_parts.drift import drift
+from benchmarks.feedback_parts.drift import false_alarms, flips
 from benchmarks.feedback_parts.flights import flights
 from benchmarks.feedback_parts.ids import ids
 from benchmarks.feedback_parts.served import as_served, join_cost, skew
 from benchmarks.harness import Report
 
-PARTS = (as_served, skew, join_cost, flights, conversions, drift, ids)
+PARTS = (as_served, skew, join_cost, flights, conversions, false_alarms, flips, ids)
 
 
 def main() -> int:

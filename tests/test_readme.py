@@ -34,7 +34,7 @@ def test_the_program_that_predicts_runs(root: Path, tmp_path: Path) -> None:
 
 
 def test_the_program_that_joins_runs(root: Path, tmp_path: Path) -> None:
-    """Request 0 is clicked in time, then bought; 1 is assumed, then corrected, and told again too late; 2 is assumed."""
+    """Request 0 is clicked in time, then bought; 1 is assumed, corrected, and bought too late; 2 is assumed."""
     lines = run_program(root, 2, tmp_path)
     assert sorted(line.replace("  ", " ") for line in lines) == [
         "0 buy 1.0 0",

@@ -19,7 +19,7 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
 
 import contbatch.transforms.coders  # noqa: F401  registers the coders
-from contbatch.transforms.chunks import MILLI, at, timestamp_of
+from contbatch.transforms.chunks import END, MILLI, at, timestamp_of
 from contbatch.transforms.codecs import Codec
 from contbatch.transforms.events import END_OF_TIME, MICROS, Event, Kind
 from contbatch.transforms.learning.join import WHY, Refusal, Terms, Unusable, read_labels
@@ -42,7 +42,8 @@ class JoinFeedback(beam.PTransform):
 
     A label may come before its request, which is the rule where requests are answered slowly; a request may have
     several labels of different names; a second one of a name is a duplicate, and the first to arrive counts. All goes
-    by event time: what comes out is the same in any order of arrival, up to which of several labels counts.
+    by event time: where ids are unique and a request has one label, what comes out is the same in any order of arrival.
+    Elements carry the time of their event as their timestamp.
 
     State, in the runner's keyed state: per request, its features for one ``ttl`` and its id for another one. A key is a
     hash of the request id, and its state a log that grows by what is new: with a key for every request a runner spends
@@ -163,8 +164,7 @@ def _failed(event: Event, request_id: str, status: Refusal, why: str) -> Failed:
 class _JoinFn(beam.DoFn):
     """The requests of a shard in state, and a timer where time next changes something.
 
-    On bounded input the timer stands at the earliest element, which holds the watermark there, and its firing empties
-    the shard.
+    On bounded input the timer stands at an element, which holds the watermark there, and its firing empties the shard.
     """
 
     LOG = BagStateSpec("log", BytesCoder())
@@ -210,11 +210,12 @@ class _JoinFn(beam.DoFn):
         timer: Any = beam.DoFn.TimerParam(NEXT),
     ) -> Iterator[Any]:
         """Do what fell due; of bounded input, all has come."""
-        rooms, upto = self._logged.open(shard, log, head), END_OF_TIME if self._is_bounded else now.micros
+        is_over = self._is_bounded or now >= END
+        rooms, upto = self._logged.open(shard, log, head), END_OF_TIME if is_over else now.micros
         rooms.armed = None
         yield from map(_output, rooms.expire(upto))
         self._keep(shard, rooms, entry_of(upto), log, head)
-        if not self._is_bounded:
+        if not is_over:
             self._arm(rooms, timer)
 
     def _keep(self, shard: int, rooms: Rooms, entry: bytes, log: Any, head: Any) -> None:

@@ -208,18 +208,25 @@ class EventTimeFn(beam.DoFn):
         self._arm(head, due)
 
     def _advance(
-        self, model: str, head: _Head, events: Sequence[Event], upto: int, hold: int, log: Any
+        self,
+        model: str,
+        head: _Head,
+        events: Sequence[Event],
+        upto: int,
+        hold: int,
+        log: Any,
+        is_complete: bool = True,
     ) -> Iterator[Any]:
         """Let the model's loop process sorted events, and record that it has."""
         rebuilt = self._journal.rebuilt
         loop = self._journal.open(model, head.position, (entry for entry in log.read()))
         self._rebuilt.inc(self._journal.rebuilt - rebuilt)
         yield from self._restore(model, head, loop, hold, log)
-        for output in loop.advance(events, upto):
+        for output in loop.advance(events, upto, is_complete):
             yield from self._emit(model, output, hold)
         self._waiting.set(loop.waiting)
         head.next_time = loop.next_time
-        head.position, entry = self._journal.record(model, head.position, loop, events, upto)
+        head.position, entry = self._journal.record(model, head.position, loop, events, upto, is_complete)
         if entry is None:
             log.clear()
         else:
@@ -323,7 +330,7 @@ class ArrivalFn(EventTimeFn):
         model, chunk = element
         events, head = sorted(unpack(chunk)), self._head(model, head_cell)
         upto = events[-1].time + round(self._settings.config.policy.max_delay * MICROS) + 1
-        yield from self._advance(model, head, events, upto, timestamp.micros, log)
+        yield from self._advance(model, head, events, upto, timestamp.micros, log, is_complete=False)
         self._arm(head, due)
         last.set(END)
         head_cell.write(head.dump())

@@ -123,7 +123,7 @@ def rate(scores: Floats | list[float], start: int = 0) -> Scores:
 
 
 def flights(report: Report) -> None:
-    """Learn labels at landing: log loss and AUC over the whole year, each score given before its label was learned."""
+    """Flights, labels at landing: log loss and AUC over the whole year, each score given before its label."""
     columns, times, landed, labels = stream()
     static = SparseLearner(data.TOKENS, factors=1)
     with Pool(2) as pool:

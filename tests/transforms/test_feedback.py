@@ -28,7 +28,7 @@ from contbatch.transforms.keyed_state import Bag, Cell, KeyedState, Timer
 from contbatch.transforms.learning.join import Label, Terms
 from contbatch.transforms.learning.observed import Observed
 from contbatch.transforms.learning.rooms import Rooms, line_of
-from contbatch.transforms.testing import Sink
+from contbatch.transforms.testing import Sink, stepwise
 from tests.small import Small
 
 CODEC = AvroCodec(
@@ -151,6 +151,29 @@ def test_late_feedback_has_an_output_of_its_own() -> None:
         assert_that(late, equal_to([("late", "1", "later than the ttl after its request")] * 2))
 
 
+@pytest.mark.parametrize("step", [1.0, 0.25])
+def test_a_live_join_loses_nothing_in_a_trainer(small: Small, tmp_path: Path, step: float) -> None:
+    """Half of the labels are older than their requests: their examples come out behind the trainer's watermark."""
+    requests = [small.request(who, who / 2 + 1) for who in range(40)]
+    labels = [small.label(who, who / 2 + (0.1 if who % 2 else 1.2)) for who in range(40)]
+    learned, failed = Sink(), Sink()
+    with beam.Pipeline(options=PipelineOptions(streaming=True)) as pipeline:
+        events = pipeline | stepwise(sorted([*requests, *labels]), step)
+        asked = (
+            events
+            | "asked" >> beam.Filter(lambda event: event.kind is Kind.REQUEST)
+            | beam.Map(lambda one: Served(one.payload, str(one.row), one.time, 0.5, "0.0")).with_output_types(Served)
+        )
+        told = events | "told" >> beam.Filter(lambda event: event.kind is Kind.FEEDBACK)
+        examples = (asked, told) | JoinFeedback(small.feedback, ttl=60.0, wait_window=0.1, shards=2)
+        published = examples | small.trainer(tmp_path, feedback=None)
+        published.learned | "learned" >> learned
+        (published.failed, examples.late, examples.failed) | beam.Flatten() | "failed" >> failed
+    counts = Counter(one.observed for one in learned.elements)
+    assert counts == {"label": 20, "assumed": 20, "corrected": 20}
+    assert failed.elements == []
+
+
 def live(served: Sequence[Served], feedback: Sequence[Event], options: PipelineOptions) -> Sink:
     """Run as a stream whose watermark moves in steps, and count in windows what comes out."""
     sink, windows = Sink(), Sink()
@@ -243,6 +266,18 @@ def run(made: list[Served | Event], restarts: bool) -> list[Any]:
         outputs += state.bundle(fn, partial(fn.on_next, 0, timer))
         fn = join_fn() if restarts else fn
     return [output.value if hasattr(output, "tag") else output for output in outputs]
+
+
+@pytest.mark.parametrize("item", [asked(1, 9_000_000_000_000.0), told(1, 9_000_000_000_000.0)])
+def test_a_time_at_the_end_of_time_fires_once(item: Served | Event) -> None:
+    """Some 285,000 years from now, past the end of Beam's time."""
+    fn, state, fired = join_fn(), key_state(), 0
+    outputs = state.bundle(fn, partial(fn.process, (0, line(item)), Timestamp(0)))
+    while (timer := state.parts["timer"].time) is not None:
+        state.parts["timer"].time, fired = None, fired + 1
+        outputs += state.bundle(fn, partial(fn.on_next, 0, timer))
+        assert fired < 5
+    assert len(outputs) == (2 if isinstance(item, Served) else 1)
 
 
 def test_a_failed_bundle_leaves_nothing_behind() -> None:

@@ -10,7 +10,7 @@ from typing import Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from contbatch.transforms.learning.learner import Arrays, Columns, Learner, prefixed, unprefixed
+from contbatch.transforms.learning.learner import Around, Arrays, Columns, Learner, prefixed, unprefixed
 from contbatch.transforms.learning.statistics import floats
 
 Floats = NDArray[np.float64]
@@ -41,7 +41,7 @@ class BurstState(NamedTuple, Generic[State]):
 
 
 @dataclass(frozen=True)
-class BurstCapped(Generic[State]):
+class BurstCapped(Around, Generic[State]):
     """Lets the first ``most`` rows of a key in a stretch count fully, and those beyond less and less.
 
     Row j of a key has ``min(1, most / j)`` times its weight: it is learned at once like any other, and 1,000 rows of a

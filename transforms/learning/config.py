@@ -84,4 +84,4 @@ class PrequentialConfig(Generic[State]):
     @property
     def terms(self) -> Terms:
         """How long requests and feedback wait for each other."""
-        return Terms(self.ttl, self.wait_window, needs_settled(self.learner))
+        return Terms(self.ttl, self.wait_window, self.wait_window is not None and needs_settled(self.learner))

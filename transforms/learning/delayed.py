@@ -62,7 +62,8 @@ class DelayedLabels(Generic[State]):
 
     A helper is a second model of the inner learner's configuration, in the wrapper's state; it takes as much memory.
     Weights are computed from the state before a step. They must see all requests alike: do not put
-    :class:`~contbatch.transforms.learning.sampling.Downsampled` around or inside this.
+    :class:`~contbatch.transforms.learning.sampling.Downsampled` around or inside this, and
+    :class:`~contbatch.transforms.learning.recent.RecentLabels` around it only: its means are of plain labels.
 
     Attributes:
         learner: the inner learner; its scores are probabilities.
@@ -160,6 +161,6 @@ class DelayedLabels(Generic[State]):
         kept = np.flatnonzero(weights).tolist()
         if not kept:
             return state
-        names = (*self.learner.fields, *self.prepared)
+        names = (*self.learner.fields, *self.prepared, *([FIELD] if FIELD in columns else []))
         part = {name: [columns[name][row] for row in kept] for name in names}
         return self.learner.step(state, part, labels[kept], weights[kept])

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from contbatch.transforms.learning.detectors import Detector, Level, Signal, Watching
-from contbatch.transforms.learning.learner import Arrays, Columns, Learner, prefixed, unprefixed
+from contbatch.transforms.learning.learner import Around, Arrays, Columns, Learner, prefixed, prepare, unprefixed
+from contbatch.transforms.learning.observed import FIELD, Observed
 from contbatch.transforms.learning.reactions import Background, Boost, Reaction, Refresh, Replay
 from contbatch.transforms.learning.replay_buffer import Rows, due
 
@@ -70,7 +71,7 @@ class DriftState(NamedTuple, Generic[State]):
 
 
 @dataclass(frozen=True)
-class DriftAware(Generic[State]):
+class DriftAware(Around, Generic[State]):
     """Watches a learner's rows with drift detectors, and reacts to alarms.
 
     :meth:`step` scores the rows with the weights of before, as a prediction would have, gives the detectors what they
@@ -133,13 +134,16 @@ class DriftAware(Generic[State]):
         return self.learner.predict(state.inner, columns)
 
     def step(self, state: DriftState[State], columns: Columns, labels: Floats, weights: Floats) -> DriftState[State]:
-        """Score, watch, react and learn; rows whose score or label is not finite are not watched."""
+        """Score, watch, react and learn; rows whose score or label is not finite, or only assumed, are not watched."""
+        columns = prepare(self, state, columns)
         learner, scores = self.learner, self.learner.predict(state.inner, columns)
+        is_known = np.array(columns.get(FIELD, [Observed.LABEL] * len(labels))) != Observed.ASSUMED
+        known = np.where(is_known, labels, math.nan)
         levels = [
-            watching.add(detector.values(columns, labels, scores).tolist())
+            watching.add(detector.values(columns, known, scores).tolist())
             for detector, watching in zip(self.detectors, state.watching, strict=True)
         ]
-        state = self._compare(state, columns, labels, scores)
+        state = self._compare(state, columns, known, scores)
         state = self._react(state, np.array(levels))
         inner, rival = learner.step(state.inner, columns, labels, weights), state.rival
         if rival:
@@ -187,7 +191,7 @@ class DriftAware(Generic[State]):
         inner = state.inner
         if len(batch.labels):
             inner = self.learner.step(inner, batch.columns, batch.labels, batch.weights)
-        replay.buffer.add(rows, columns, self.fields, labels, weights)
+        replay.buffer.add(rows, columns, (*self.fields, *self.prepared), labels, weights)
         left -= len(labels)
         return state._replace(inner=inner, replaying=Replaying(rows, left) if left > 0 else None)
 

@@ -29,19 +29,33 @@ def keep(learner: Any, columns: Columns) -> list[tuple[str, int]]:
 def give_back(learner: Any, columns: Columns, examples: Sequence[Example]) -> Columns:
     """Return the columns to learn from.
 
+    What was prepared for another configuration of the learner is left out: it has to be computed anew, and the
+    fingerprints tell.
+
     Args:
         learner: that of :func:`keep`.
         columns: the decoded requests.
         examples: for each of them.
     """
     names = prepared_fields(learner)
-    rows = [json.loads(example.served.prepared) for example in examples] if names else []
-    prepared = {name: [row[place] for row in rows] for place, name in enumerate(names)}
+    rows = [_values(example.served.prepared) for example in examples] if names else []
+    prepared = {}
+    if all(len(row) == len(names) for row in rows):
+        prepared = {name: [row[place] for row in rows] for place, name in enumerate(names)}
     return {**columns, **prepared, FIELD: [example.observed for example in examples]}
 
 
+def _values(prepared: str) -> list[Any]:
+    try:
+        values = json.loads(prepared)
+    except ValueError:
+        return []
+    return values if isinstance(values, list) else []
+
+
 def fingerprints(learner: Any, columns: Columns) -> list[int]:
-    """Return a number for each of n rows that depends on every bit of a learner's features, and on their types."""
-    names = dict.fromkeys((*learner.fields, *prepared_fields(learner)))
+    """Return a number for each of n rows that depends on a learner's features: their names, types and every bit."""
+    names = tuple(dict.fromkeys((*learner.fields, *prepared_fields(learner))))
+    start = crc32(repr(names).encode())
     rows = zip(*(columns[name] for name in names), strict=True)
-    return [crc32(repr(row).encode("utf-8", "surrogatepass")) or 1 for row in rows]  # 0 is none
+    return [crc32(repr(row).encode("utf-8", "surrogatepass"), start) or 1 for row in rows]  # 0 is none

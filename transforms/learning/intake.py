@@ -65,8 +65,10 @@ class Intake:
                 self._arrived.append(item)
 
     def take(self, now: int) -> Iterator[Example | Failed]:
-        """Yield what becomes of all that has arrived; what is to be learned comes in the order of its time."""
-        yield from self.expire(now)
+        """Yield what becomes of all that has arrived; what is to be learned comes in the order of its time.
+
+        What arrived meets its request before anything falls due at ``now``: it may have waited for a batch to close.
+        """
         labels, self._met = self._met, []
         arrived, self._arrived = self._arrived, []
         examples = []
@@ -83,8 +85,10 @@ class Intake:
                 yield self.refuse(label.event, match, WHY[match], label.request_id)
             else:
                 examples += match or ()
-        dues = (self._room.fall_due(item) for item in arrived if isinstance(item, Due))
-        examples += (example for example in dues if example)
+        yield from self.expire(now)
+        dues = [*(item for item in arrived if isinstance(item, Due)), *self._arrived]
+        self._arrived = []
+        examples += (example for due in dues if isinstance(due, Due) and (example := self._room.fall_due(due)))
         yield from sorted(examples, key=_when)
 
     def _decode(self, events: Sequence[Event]) -> Iterator[Label | Example | Failed]:

@@ -121,6 +121,8 @@ class Ticket:
             return None
         if label.name in self.names:
             return Refusal.DUPLICATE
+        if time + terms.ttl_micros < served.time:
+            return Refusal.UNMATCHED
         if time > served.time + terms.ttl_micros or self.is_settled or self.is_stripped:
             return Refusal.LATE
         examples = []
@@ -187,12 +189,20 @@ def read_labels(columns: Mapping[str, Sequence[Any]], events: Sequence[Event]) -
     )
     found: list[Label | Unusable] = []
     for event, request_id, value, weight, name in rows:
-        if 0 <= value <= 1 and weight >= 0 and math.isfinite(weight):
-            found.append(Label(event, request_id, float(value), float(weight), name))
+        if is_label(value, weight):
+            found.append(Label(event, str(request_id), float(value), float(weight), str(name or "")))
         else:
             why = f"label {value!r} with weight {weight!r}; a label is 0 to 1, a weight finite and 0 or more"
-            found.append(Unusable(event, request_id, why))
+            found.append(Unusable(event, str(request_id), why))
     return found
+
+
+def is_label(value: Any, weight: Any) -> bool:
+    """Return whether these are a label and a weight that can be learned."""
+    try:
+        return bool(0 <= value <= 1 and weight >= 0 and math.isfinite(weight))
+    except TypeError:
+        return False
 
 
 WHY: dict[Refusal, str] = {

@@ -104,7 +104,7 @@ class Journal:
                 self._restore(model, loop, Restore.of(entry[9:].decode()))
             else:
                 upto, events = _decode(entry)
-                for _ in loop.advance(events, upto):
+                for _ in loop.advance(events, upto, entry[8:9] == _STRETCH):
                     pass  # it was put out when the stretch was first processed
             chain = extend(chain, entry)
         if chain != position.chain:
@@ -138,9 +138,15 @@ class Journal:
         raise StoreError(f"model {model!r}: version {restore.target} is to be restored, and is not in the store")
 
     def record(
-        self, model: str, position: Position, loop: PrequentialLoop[Any], events: Sequence[Event], upto: int
+        self,
+        model: str,
+        position: Position,
+        loop: PrequentialLoop[Any],
+        events: Sequence[Event],
+        upto: int,
+        is_complete: bool = True,
     ) -> tuple[Position, bytes | None]:
-        """Note that a loop has advanced over sorted events up to ``upto``.
+        """Note that a loop has advanced over sorted events up to ``upto``; see its ``advance``.
 
         Returns:
             the new position, and the stretch to append to the log, or ``None`` if the log is to be cleared.
@@ -154,7 +160,7 @@ class Journal:
                 self._store.snapshots.retire(digest)  # nobody goes on from the end
             position = Position(digest, digest)
         else:
-            stretch = _encode(position.stretches, upto, events)
+            stretch = _encode(position.stretches, upto, events, is_complete)
             chain = extend(position.chain, stretch)
             position = Position(position.snapshot, chain, position.stretches + 1, logged)
         if upto < END_OF_TIME:  # else it has come to its end
@@ -169,13 +175,18 @@ class Journal:
         _CACHE[self._transform, model] = now, chain, loop
 
 
-_STRETCH, _RESTORE = b"E", b"R"
-"""What an entry of the log is, after its number."""
+_STRETCH, _ARRIVED, _RESTORE = b"E", b"A", b"R"
+"""What an entry of the log is, after its number: a stretch that is complete or is not, or a restore."""
 
 
-def _encode(number: int, upto: int, events: Sequence[Event]) -> bytes:
+def _encode(number: int, upto: int, events: Sequence[Event], is_complete: bool) -> bytes:
     """Encode a stretch so that encoded stretches sort by their number."""
-    return number.to_bytes(8, "big") + _STRETCH + upto.to_bytes(8, "big", signed=True) + pack(events)
+    return (
+        number.to_bytes(8, "big")
+        + (_STRETCH if is_complete else _ARRIVED)
+        + upto.to_bytes(8, "big", signed=True)
+        + pack(events)
+    )
 
 
 def _decode(stretch: bytes) -> tuple[int, list[Event]]:

@@ -66,6 +66,22 @@ def prepare(learner: Any, state: Any, columns: Columns) -> Columns:
     return {**columns, **learner.prepare(state, columns)}
 
 
+class Around:
+    """A wrapper whose state has ``inner``, the inner learner's: it passes on what that one prepares."""
+
+    learner: Any
+
+    @property
+    def prepared(self) -> tuple[str, ...]:
+        """What the inner learner prepares."""
+        return prepared_fields(self.learner)
+
+    def prepare(self, state: Any, columns: Columns) -> Columns:
+        """Return what the inner learner prepares."""
+        ready = prepare(self.learner, state.inner, columns)
+        return {name: ready[name] for name in self.prepared}
+
+
 class Learner(Protocol[State]):
     """A model that learns from a stream of micro-batches.
 

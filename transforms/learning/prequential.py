@@ -28,7 +28,7 @@ from contbatch.transforms.learning.features import fingerprints, give_back, keep
 from contbatch.transforms.learning.gate import Gate
 from contbatch.transforms.learning.intake import Intake
 from contbatch.transforms.learning.join import Refusal
-from contbatch.transforms.learning.learner import Arrays, Columns, prefixed, unprefixed
+from contbatch.transforms.learning.learner import Arrays, Columns, prefixed, prepare, unprefixed
 from contbatch.transforms.learning.lineage import Lineage, Version
 from contbatch.transforms.learning.manifest import Restore
 from contbatch.transforms.learning.observed import Observed
@@ -65,6 +65,8 @@ class Skewed(NamedTuple):
 
 Output = Prediction | Learned | Failed | Version | Restored | Skewed
 
+_JOINED = (Kind.SERVED, Kind.EXAMPLE)
+
 _STANDINGS = tuple(standing.name.lower() for standing in Observed)
 
 
@@ -85,7 +87,7 @@ class PrequentialLoop(Generic[State]):
         self._intake = Intake(config.terms, config.feedback, model)
         self._skew = SkewMonitor()
         self._is_served_elsewhere = False
-        self._frontier = -END_OF_TIME
+        self._frontier = self._complete = -END_OF_TIME
 
     @property
     def epoch(self) -> int:
@@ -110,27 +112,32 @@ class PrequentialLoop(Generic[State]):
     @property
     def next_time(self) -> int | None:
         """The event time after which the loop has something to do even if no event comes."""
-        times = [self._batch.closes_at, self._intake.next_due]
-        if self._batch.closes_at is None:  # else what has arrived waits for the batch
-            times.append(self._intake.latest)
+        if self._batch.closes_at is not None:  # all else waits for the batch
+            return self._batch.closes_at
+        times = (self._intake.next_due, self._intake.latest)
         return min((time for time in times if time is not None), default=None)
 
-    def advance(self, events: Sequence[Event], upto: int) -> Iterator[Output]:
+    def advance(self, events: Sequence[Event], upto: int, is_complete: bool = True) -> Iterator[Output]:
         """Process sorted events and all that falls due before ``upto``; the iterator must be exhausted.
 
         Args:
-            events: in :class:`Event` order, every one before ``upto``. One before :attr:`frontier` is late.
+            events: in :class:`Event` order, every one before ``upto``. One before :attr:`frontier` is late, but for
+                what was served or joined elsewhere: whoever did that knew of it in time.
             upto: the new frontier, in microseconds; :data:`END_OF_TIME` ends the stream and publishes.
+            is_complete: whether nothing before ``upto`` is still to come. In the order of arrival that is not so while
+                events arrive: a single wrong time would have all that waits fall due.
 
         Yields:
             predictions, learned and failed events, and versions to publish, in the order in which they happened.
         """
+        if is_complete:
+            self._complete = max(self._complete, upto)
         for event in events:
-            if event.time < self._frontier and self._config.order is Order.EVENT_TIME:
+            if event.time < self._frontier and self._config.order is Order.EVENT_TIME and event.kind not in _JOINED:
                 yield self._late(event)
                 continue
             yield from self._pass(event.time, event.kind)
-            self._is_served_elsewhere |= event.kind in {Kind.SERVED, Kind.EXAMPLE}
+            self._is_served_elsewhere |= event.kind in _JOINED
             if event.kind is Kind.SERVED:
                 yield from self._note(event)
                 continue
@@ -153,21 +160,20 @@ class PrequentialLoop(Generic[State]):
         learns = is_last or self._config.order is Order.EVENT_TIME
         while True:
             closes_at, due, arrived = self._batch.closes_at, self._intake.next_due, self._intake.latest
-            if closes_at is not None and (due is None or closes_at <= due):
+            if closes_at is not None:  # all else waits for the batch: its requests may be waited for
                 if closes_at > time or (closes_at == time and kind is Kind.REQUEST):
                     return
                 yield from self._close(closes_at, Reason.DELAY)
-            elif (
-                learns
-                and closes_at is None
-                and arrived is not None
-                and arrived < (time if due is None else min(due, time))
-            ):
+            elif learns and arrived is not None and arrived < (time if due is None else min(due, time)):
                 yield from self._learn(arrived)
-            elif due is not None and due < time:
+            elif due is not None and due < self._known(time):
                 yield from self._intake.expire(due + 1)
             else:
                 return
+
+    def _known(self, time: int) -> int:
+        """Return the time before which nothing is still to come, at a time that has been reached."""
+        return time if self._config.order is Order.EVENT_TIME else min(time, self._complete)
 
     def _note(self, event: Event) -> Iterator[Failed]:
         """Note a request that was predicted elsewhere."""
@@ -180,18 +186,14 @@ class PrequentialLoop(Generic[State]):
         """Predict the open batch, then learn what arrived while it was open."""
         config, events = self._config, self._batch.take()
         decoded, kept, errors = config.requests.decode([event.payload for event in events])
-        yield from self._intake.expire(time)
         for position, why in errors:
             yield self._failed(events[position], why)
         if kept:
             scores, step, columns = self._gate.predict(decoded)
             version = self._lineage.name(step)
-            request_ids = columns["request_id"]
-            features = keep(config.learner, columns)
-            for request_id, position, score, kept_with in zip(
-                request_ids, kept, scores.tolist(), features, strict=True
-            ):
-                event = events[position]
+            rows = zip(columns["request_id"], kept, scores.tolist(), keep(config.learner, columns), strict=True)
+            for given_id, position, score, kept_with in rows:
+                request_id, event = str(given_id), events[position]
                 self._intake.serve(
                     Served(event.payload, request_id, event.time, score, version, *kept_with, self._model)
                 )
@@ -201,7 +203,7 @@ class PrequentialLoop(Generic[State]):
     def _learn(self, time: int) -> Iterator[Output]:
         """Learn all that has arrived."""
         examples = []
-        for outcome in self._intake.take(time):
+        for outcome in self._intake.take(self._known(time)):
             if isinstance(outcome, Example):
                 examples.append(outcome)
             else:
@@ -216,7 +218,7 @@ class PrequentialLoop(Generic[State]):
 
     def _update(self, columns: Columns, examples: Sequence[Example], time: int) -> Iterator[Output]:
         config, lineage = self._config, self._lineage
-        columns = give_back(config.learner, columns, examples)
+        columns = prepare(config.learner, self._gate.serving, give_back(config.learner, columns, examples))
         marks = [example.served.fingerprint for example in examples]
         if self._skew.compare(marks, fingerprints(config.learner, columns)):
             yield Skewed(self._skew.rows, self._skew.skewed)
@@ -276,7 +278,7 @@ class PrequentialLoop(Generic[State]):
 
     def _late(self, event: Event) -> Failed:
         why = f"arrived when everything up to event time {self._frontier / MICROS:.6f} s was already done"
-        if event.kind in (Kind.FEEDBACK, Kind.EXAMPLE):
+        if event.kind is Kind.FEEDBACK:
             return self._intake.refuse(event, Refusal.LATE, why)
         return self._failed(event, why)
 
@@ -292,6 +294,7 @@ class PrequentialLoop(Generic[State]):
             "elsewhere": self._is_served_elsewhere,
             "lineage": self._lineage.dump(),
             "frontier": self._frontier,
+            "complete": self._complete,
         }
         arrays = prefixed(self._gate.export(), _GATE)
         return arrays | {"loop": np.frombuffer(json.dumps(content).encode(), np.uint8)}
@@ -305,7 +308,7 @@ class PrequentialLoop(Generic[State]):
         self._skew = SkewMonitor(**content["skew"])
         self._is_served_elsewhere = content["elsewhere"]
         self._lineage.load(content["lineage"])
-        self._frontier = content["frontier"]
+        self._frontier, self._complete = content["frontier"], content["complete"]
         self._gate.load(unprefixed(arrays, _GATE))
 
 

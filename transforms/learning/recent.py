@@ -16,6 +16,7 @@ from contbatch.transforms.learning.learner import (
     Arrays,
     Columns,
     Learner,
+    needs_settled,
     prefixed,
     prepare,
     prepared_fields,
@@ -97,6 +98,11 @@ class RecentLabels(Generic[State]):
         return tuple(dict.fromkeys((*(name for name in self.learner.fields if name not in own), *self.keys)))
 
     @property
+    def needs_settled(self) -> bool:
+        """The means need the requests that got no label: without them, positives alone would count."""
+        return True
+
+    @property
     def prepared(self) -> tuple[str, ...]:
         """A column for each key, and what the inner learner prepares."""
         return (*map(recent, self.keys), *prepared_fields(self.learner))
@@ -119,9 +125,12 @@ class RecentLabels(Generic[State]):
         return self.learner.predict(state.inner, prepare(self, state, columns))
 
     def step(self, state: RecentState[State], columns: Columns, labels: Floats, weights: Floats) -> RecentState[State]:
-        """Learn the rows with their buckets, then count the labels, in order; changes ``state`` and returns it."""
-        inner = self.learner.step(state.inner, prepare(self, state, columns), labels, weights)
-        observed = columns.get(FIELD, [Observed.LABEL] * len(labels))
+        """Learn the rows with their buckets, then count the labels, in order; changes ``state`` and returns it.
+
+        The inner learner sees rows that are ``SETTLED`` only if it asks for them.
+        """
+        columns, observed = prepare(self, state, columns), columns.get(FIELD, [Observed.LABEL] * len(labels))
+        inner = self._learn(state.inner, columns, labels, weights, np.array(observed))
         for key, means in state.means.items():
             for value, label, weight, standing in zip(
                 columns[key], labels.tolist(), weights.tolist(), observed, strict=True
@@ -129,6 +138,18 @@ class RecentLabels(Generic[State]):
                 if standing != Observed.ASSUMED:
                     self._count(means, key_of(value), label, weight)
         return RecentState(state.means, inner)
+
+    def _learn(
+        self, inner: State, columns: Columns, labels: Floats, weights: Floats, observed: NDArray[np.int64]
+    ) -> State:
+        wanted = np.flatnonzero(observed != Observed.SETTLED)
+        if len(wanted) == len(labels) or needs_settled(self.learner):
+            return self.learner.step(inner, columns, labels, weights)
+        if not len(wanted):
+            return inner
+        rows = wanted.tolist()
+        part = {name: [column[row] for row in rows] for name, column in columns.items()}
+        return self.learner.step(inner, part, labels[wanted], weights[wanted])
 
     def export(self, state: RecentState[State]) -> Arrays:
         """Return the tables, oldest first, under ``recent/KEY/``, and the inner learner's arrays, under ``inner/``."""

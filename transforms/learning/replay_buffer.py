@@ -16,7 +16,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from contbatch.transforms.learning.learner import Arrays, Columns, Learner, prefixed, unprefixed
+from contbatch.transforms.learning.learner import Around, Arrays, Columns, Learner, prefixed, prepare, unprefixed
+from contbatch.transforms.learning.observed import FIELD, Observed
 
 Floats = NDArray[np.float64]
 
@@ -110,14 +111,17 @@ class ReplayBuffer:
         return Rows(self._buckets)
 
     def add(self, rows: Rows, columns: Columns, fields: Iterable[str], labels: Floats, weights: Floats) -> None:
-        """Keep some of n rows, in their order; changes ``rows`` in place.
+        """Keep some of n rows, in their order; changes ``rows`` in place. What is only assumed is no row yet.
 
         Raises:
             TypeError: a value cannot be written as JSON.
         """
         names = tuple(fields)
         values = zip(*(columns[name] for name in names), strict=True)
-        for value, label, weight in zip(values, labels.tolist(), weights.tolist(), strict=True):
+        observed = columns.get(FIELD, [Observed.LABEL] * len(labels))
+        for value, label, weight, standing in zip(values, labels.tolist(), weights.tolist(), observed, strict=True):
+            if standing == Observed.ASSUMED:
+                continue
             named = dict(zip(names, value, strict=True))
             rows.seen += 1
             slot = self._slot(rows, named)
@@ -193,7 +197,7 @@ class ReplayedState(NamedTuple, Generic[State]):
 
 
 @dataclass(frozen=True)
-class Replayed(Generic[State]):
+class Replayed(Around, Generic[State]):
     """Lets a learner learn past rows again after each micro-batch.
 
     :meth:`step` learns the new rows as they are, then ``share`` rows of the buffer for each of them, drawn from those
@@ -237,13 +241,13 @@ class Replayed(Generic[State]):
         self, state: ReplayedState[State], columns: Columns, labels: Floats, weights: Floats
     ) -> ReplayedState[State]:
         """Learn the rows, then rows of the buffer."""
-        rows = state.rows
+        rows, columns = state.rows, prepare(self, state, columns)
         inner = self.learner.step(state.inner, columns, labels, weights)
         count = due(self.share, rows.seen, len(labels))
         batch = self.buffer.draw(rows, count)
         if len(batch.labels):
             inner = self.learner.step(inner, batch.columns, batch.labels, batch.weights * self.weight)
-        self.buffer.add(rows, columns, self.fields, labels, weights)
+        self.buffer.add(rows, columns, (*self.fields, *self.prepared), labels, weights)
         return ReplayedState(rows, inner)
 
     def export(self, state: ReplayedState[State]) -> Arrays:

@@ -94,7 +94,7 @@ class Rooms(dict[str, WaitingRoom]):
     def load(self, content: bytes) -> None:
         """Fill empty rooms with what :meth:`dump` returned."""
         for model, values in json.loads(content).items():
-            self[model].load(values)
+            self[model].load(values, model)
 
 
 def entry_of(what: bytes | int) -> bytes:

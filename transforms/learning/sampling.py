@@ -18,6 +18,7 @@ from contbatch.transforms.learning.learner import (
     prepared_fields,
     unprefixed,
 )
+from contbatch.transforms.learning.observed import FIELD
 
 Floats = NDArray[np.float64]
 
@@ -86,7 +87,7 @@ class Downsampled(Generic[State]):
         if not kept:
             return state
         columns = prepare(self, state, columns)
-        names = (*self.learner.fields, *self.prepared)
+        names = (*self.learner.fields, *self.prepared, *([FIELD] if FIELD in columns else []))
         part = {name: [columns[name][row] for row in kept] for name in names}
         return self.learner.step(state, part, labels[kept], weights[kept])
 

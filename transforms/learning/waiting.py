@@ -5,9 +5,14 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
+from contbatch.transforms.events import END_OF_TIME
 from contbatch.transforms.learning.join import Label, Refusal, Terms, Ticket
 from contbatch.transforms.learning.wire import dump_ticket, load_ticket
 from contbatch.transforms.records import Example, Served
+
+
+_LAST = END_OF_TIME - 1
+"""When what would fall due after the end of time does."""
 
 
 class Due(NamedTuple):
@@ -55,7 +60,7 @@ class WaitingRoom:
     def serve(self, served: Served) -> list[Label]:
         """Remember a predicted request; returns the labels that were waiting for it, oldest first."""
         request_id = served.request_id
-        ticket = self._tickets.setdefault(request_id, Ticket())
+        ticket = self._ticket(request_id, served.time)
         is_first = ticket.served is None
         orphans = ticket.serve(served)
         if is_first:
@@ -66,10 +71,23 @@ class WaitingRoom:
 
     def match(self, label: Label) -> list[Example] | Refusal | None:
         """Return what to learn from a label, why nothing, or ``None`` when it now waits for its request."""
-        match = self._tickets.setdefault(label.request_id, Ticket()).match(label, self._terms)
+        match = self._ticket(label.request_id, label.event.time).match(label, self._terms)
         if match is None:
-            self._wait(label.request_id, label.event.time + self._terms.ttl_micros)
+            self._wait(label.request_id, self._until(label))
         return match
+
+    def _ticket(self, request_id: str, time: int) -> Ticket:
+        """Return the ticket of an id at a time; twice the ttl after its request nothing is known of it any more."""
+        ticket = self._tickets.setdefault(request_id, Ticket())
+        is_over = ticket.served is not None and ticket.served.time + 2 * self._terms.ttl_micros < time
+        if is_over and ticket.next_due(self._terms) is None:  # else it still has an example to give
+            ticket = self._tickets[request_id] = Ticket()
+        return ticket
+
+    def _is_of(self, request_id: str, time: int) -> bool:
+        """Return whether the ticket of an id is still that of its request at a time."""
+        ticket = self._tickets.get(request_id)
+        return ticket is not None and ticket.served is not None and ticket.served.time == time
 
     def fall_due(self, due: Due) -> Example | None:
         """Return the negative that a request without a label is, once all feedback up to that time is matched."""
@@ -85,8 +103,8 @@ class WaitingRoom:
             ticket = self._tickets.get(request_id)
             if ticket is None:
                 continue
-            found += [label for label in ticket.orphans if label.event.time + ttl <= time]
-            ticket.orphans = [label for label in ticket.orphans if label.event.time + ttl > time]
+            found += [label for label in ticket.orphans if self._until(label) < now]
+            ticket.orphans = [label for label in ticket.orphans if self._until(label) >= now]
             if ticket.served is None and not ticket.orphans:
                 del self._tickets[request_id]
             due = ticket.next_due(self._terms)
@@ -98,17 +116,26 @@ class WaitingRoom:
     def _forget(self, before: int) -> None:
         featured, known = self._featured, self._known
         while featured and featured[0][0] < before:
-            ticket = self._tickets[featured[0][1]]
-            if ticket.next_due(self._terms) is not None:
-                break  # its last example is still to be made
-            ticket.strip()
-            heappush(known, heappop(featured))
+            time, request_id = featured[0]
+            if self._is_of(request_id, time):
+                ticket = self._tickets[request_id]
+                if ticket.next_due(self._terms) is not None:
+                    break  # its last example is still to be made
+                ticket.strip()
+                heappush(known, (time, request_id))
+            heappop(featured)
         while known and known[0][0] + self._terms.ttl_micros < before:
-            del self._tickets[heappop(known)[1]]
+            time, request_id = heappop(known)
+            if self._is_of(request_id, time):
+                del self._tickets[request_id]
 
     def _wait(self, request_id: str, due: int) -> None:
-        heappush(self._due, (due, self._count, request_id))
+        heappush(self._due, (min(due, _LAST), self._count, request_id))
         self._count += 1
+
+    def _until(self, label: Label) -> int:
+        """Return until when a label waits for its request."""
+        return min(label.event.time + self._terms.ttl_micros, _LAST)
 
     def dump(self) -> dict[str, Any]:
         """Return the content as JSON values."""
@@ -120,9 +147,9 @@ class WaitingRoom:
             "known": sorted(self._known),
         }
 
-    def load(self, content: dict[str, Any]) -> None:
-        """Fill an empty room with what :meth:`dump` returned."""
-        self._tickets = {request_id: load_ticket(values) for request_id, values in content["tickets"].items()}
+    def load(self, content: dict[str, Any], model: str = "") -> None:
+        """Fill an empty room with what :meth:`dump` returned; a label does not know its model."""
+        self._tickets = {request_id: load_ticket(values, model) for request_id, values in content["tickets"].items()}
         self._due = [(time, number, request_id) for time, number, request_id in content["due"]]
         self._count = content["count"]
         self._featured = [(time, request_id) for time, request_id in content["featured"]]

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from contbatch.transforms.events import Event, Kind
-from contbatch.transforms.learning.join import Label, Ticket
+from contbatch.transforms.learning.join import Label, Ticket, is_label
+from contbatch.transforms.learning.manifest import ordered
+from contbatch.transforms.learning.observed import Observed
 from contbatch.transforms.records import Example, Served
 
 
@@ -51,10 +53,10 @@ def dump_ticket(ticket: Ticket) -> list[Any]:
     return [served, orphans, ticket.names, *flags]
 
 
-def load_ticket(values: list[Any]) -> Ticket:
+def load_ticket(values: list[Any], model: str = "") -> Ticket:
     """Return the ticket that :func:`dump_ticket` described."""
     served, orphans, *rest = values
-    return Ticket(served and load_served(served), [load_label(label) for label in orphans], *rest)
+    return Ticket(served and load_served(served), [load_label(label, model) for label in orphans], *rest)
 
 
 def event_of(item: Served | Example) -> Event:
@@ -89,9 +91,16 @@ def example_of(event: Event) -> Example:
     """
     served, rest = _split(event.payload)
     try:
-        return Example(served, *rest)
-    except TypeError as error:
+        example = Example(served, *rest)
+        right = (
+            is_label(example.label, example.weight) and isinstance(example.time, int) and isinstance(example.name, str)
+        )
+        Observed(example.observed)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"not an example: {error}") from error
+    if not right:
+        raise ValueError(f"not an example: {rest} is no label, weight, name, observation, time and row")
+    return example
 
 
 def _split(payload: bytes) -> tuple[Served, list[Any]]:
@@ -100,8 +109,10 @@ def _split(payload: bytes) -> tuple[Served, list[Any]]:
     try:
         values = json.loads(head)
         served = Served(features, *values[:count])
-    except (ValueError, TypeError) as error:
+        ordered(served.version)
+        right = isinstance(served.request_id, str) and isinstance(served.time, int) and isinstance(served.score, float)
+    except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"not a served request or an example: {error}") from error
-    if not newline:
-        raise ValueError("a served request or an example without its features")
+    if not newline or not right:
+        raise ValueError(f"not a served request or an example: {values} and its features")
     return served, values[count:]

@@ -37,7 +37,7 @@ class Recorder:
         return np.full(len(columns["x"]), self.score)
 
     def step(self, state: Any, columns: Columns, labels: Floats, weights: Floats) -> Any:
-        assert set(columns) == {"x"}
+        assert set(columns) <= {"x", "observed"}
         return state + list(zip(columns["x"], labels.tolist(), weights.tolist(), strict=True))
 
     def export(self, state: Any) -> Arrays:

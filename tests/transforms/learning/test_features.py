@@ -12,7 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contbatch.transforms import AvroCodec, BatchPolicy, Event, Kind, Learned, SparseLearner
+from contbatch.transforms import (
+    AvroCodec,
+    BatchPolicy,
+    BurstCapped,
+    DelayedLabels,
+    DriftAware,
+    Event,
+    Kind,
+    Learned,
+    Replayed,
+    SparseLearner,
+)
 from contbatch.transforms.events import END_OF_TIME, MICROS
 from contbatch.transforms.learning import PrequentialConfig, PrequentialLoop
 from contbatch.transforms.learning.features import fingerprints, give_back, keep
@@ -120,6 +131,40 @@ def test_what_was_served_elsewhere_is_learned_as_it_was_served_there(is_joined: 
     assert isinstance(learned, Learned)
     assert recorder.learned == [9.5]
     assert (learned.request_id, learned.score, learned.served_by, learned.time) == ("1", 0.25, "3.7", 5 * MICROS)
+
+
+@pytest.mark.parametrize("prepared", ["", "junk", "[1.0, 2.0]", "{}", "7"])
+def test_what_another_learner_prepared_is_computed_anew_and_noticed(prepared: str) -> None:
+    """Requests wait while the job gets another learner: their labels are learned, and the monitor trips."""
+    recorder = Recorder()
+    loop = PrequentialLoop(config(Standardized(recorder, (HEIGHT,), half_life=20.0)))
+    outputs: list[Any] = []
+    for who in range(10):
+        served = served_by_hand(who, 170.0 + who, 9.5)._replace(prepared=prepared, fingerprint=7)
+        told = Small.feedback.encode({"request_id": str(who), "label": 1.0})
+        outputs += loop.advance([event_of(served), Event(who * MICROS, Kind.FEEDBACK, who, told)], (who + 1) * MICROS)
+    assert sum(isinstance(output, Learned) for output in outputs) == 10
+    assert [(output.rows, output.skewed) for output in outputs if isinstance(output, Skewed)] == [(4, 4)]
+
+
+WRAPPERS: dict[str, Any] = {
+    "BurstCapped": lambda inner: BurstCapped(inner, "request_id", 100),
+    "Replayed": lambda inner: Replayed(inner, share=1e-6),
+    "DriftAware": DriftAware,
+    "DelayedLabels": DelayedLabels,
+    "Downsampled": lambda inner: Downsampled(inner, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_around_whatever_wrapper_it_is_learned_as_it_was_served(name: str) -> None:
+    """The height was 9.5 deviations over a mean that this loop has never seen."""
+    recorder = Recorder()
+    loop = PrequentialLoop(config(WRAPPERS[name](Standardized(recorder, (HEIGHT,), half_life=20.0))))
+    label = Event(5 * MICROS, Kind.FEEDBACK, 3, Small.feedback.encode({"request_id": "1", "label": 1.0}))
+    outputs = list(loop.advance([event_of(served_by_hand(1, 170.0, 9.5)), label], END_OF_TIME))
+    assert [type(output) for output in outputs[:1]] == [Learned]
+    assert recorder.learned == [9.5]
 
 
 def test_old_scores_from_elsewhere_do_not_trip_the_gate() -> None:

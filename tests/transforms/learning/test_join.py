@@ -60,6 +60,11 @@ def test_a_label_before_its_request_waits() -> None:
     assert made.match(label(99), PLAIN) == [example(99)]
 
 
+@pytest.mark.parametrize(("time", "fate"), [(90, [example(90)]), (89, Refusal.UNMATCHED)])
+def test_a_label_waits_no_longer_than_the_ttl_in_whatever_order_they_come(time: int, fate: object) -> None:
+    assert ticket().match(label(time), PLAIN) == fate
+
+
 def test_the_same_id_again_does_not_replace_what_was_served() -> None:
     made = ticket()
     made.serve(served(103))
@@ -120,11 +125,15 @@ def test_without_its_features_nothing_can_be_learned() -> None:
 
 
 def test_what_cannot_be_a_label_says_why() -> None:
-    events = [label(1, row=row).event for row in range(4)]
-    columns = {"request_id": ["a"] * 4, "label": [0.5, 7.0, float("nan"), 1.0], "weight": [2.0, 1.0, 1.0, -1.0]}
+    events = [label(1, row=row).event for row in range(6)]
+    columns = {
+        "request_id": ["a"] * 6,
+        "label": [0.5, 7.0, float("nan"), 1.0, None, 1.0],
+        "weight": [2.0, 1.0, 1.0, -1.0, 1.0, None],
+    }
     good, *bad = read_labels(columns, events)
     assert good == Label(events[0], "a", 0.5, 2.0)
-    assert [type(one) for one in bad] == [Unusable] * 3
+    assert [type(one) for one in bad] == [Unusable] * 5
     assert "label 7.0 with weight 1.0; a label is 0 to 1" in str(bad[0])
 
 

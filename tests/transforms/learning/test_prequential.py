@@ -239,6 +239,38 @@ def test_a_request_of_the_very_instant_of_the_deadline_gets_in_and_feedback_does
     assert len(of(Learned, outputs)) == 1
 
 
+@pytest.mark.parametrize(("request_at", "label_at"), [(0, 6), (6, 0)])
+def test_an_open_batch_does_not_cut_the_ttl_short(request_at: int, label_at: int) -> None:
+    """ttl 6 s; a batch that opens at 5 s closes at 7 s, when the 6 s are over."""
+    events = [event(Kind.REQUEST, request_at, 0, 0), event(Kind.REQUEST, 5, 1, 1), event(Kind.FEEDBACK, label_at, 0, 2)]
+    outputs = run(sorted(events))
+    assert [made.request_id for made in of(Learned, outputs)] == ["0"]
+
+
+def test_in_the_order_of_arrival_a_wrong_time_does_no_harm() -> None:
+    """100 requests wait when a feedback claims to be a year older: their own labels are learned all the same."""
+    loop, config = PrequentialLoop(ARRIVING), ARRIVING
+    outputs = list(loop.advance([event(Kind.REQUEST, 0, who, who) for who in range(100)], MICROS, False))
+    far = event(Kind.FEEDBACK, 31_536_000, 1000, 0)
+    outputs += loop.advance([far], far.time + 1, False)
+    loop, snapshot = PrequentialLoop(config), loop.snapshot()
+    loop.load(snapshot)
+    outputs += loop.advance([event(Kind.FEEDBACK, 5, who, who) for who in range(100)], 6 * MICROS, False)
+    assert len(of(Learned, outputs)) == 100
+    (unmatched,) = of(Failed, list(loop.advance([], END_OF_TIME)))
+    assert (unmatched.request_id, unmatched.status) == ("1000", "unmatched")
+
+
+def test_examples_behind_the_frontier_are_learned() -> None:
+    """Whoever joined them knew of them in time; a live join puts them out when the watermark is past them."""
+    loop = PrequentialLoop(CONFIG)
+    outputs = list(loop.advance([], 9 * MICROS))
+    outputs += loop.advance([event(Kind.SERVED, 3, 1, 0), event(Kind.EXAMPLE, 3, 0, 1)], 10 * MICROS)
+    outputs += loop.advance([event(Kind.FEEDBACK, 4, 1, 0)], 10 * MICROS)
+    assert [made.request_id for made in of(Learned, outputs)] == ["0"]
+    assert [made.status for made in of(Failed, outputs)] == ["late"]  # plain feedback is
+
+
 def test_a_batch_closes_when_it_is_full() -> None:
     events = [event(Kind.REQUEST, second, second, second) for second in (0, 1, 1, 1, 2)]
     made = [(one.request_id, one.time // MICROS, one.batch_size, one.reason) for one in of(Prediction, run(events))]

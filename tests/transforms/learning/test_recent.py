@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contbatch.transforms.learning import SparseLearner
-from contbatch.transforms.learning.learner import Arrays, Columns
+from contbatch.transforms.learning.learner import Arrays, Columns, needs_settled
 from contbatch.transforms.learning.observed import FIELD, Observed
 from contbatch.transforms.learning.recent import UNKNOWN, RecentLabels, RecentState, recent
 
@@ -72,6 +72,15 @@ def test_a_negative_that_is_only_assumed_moves_no_mean() -> None:
     columns = rows("a", "a", "a") | {FIELD: [Observed.LABEL, Observed.ASSUMED, Observed.SETTLED]}
     state = learner.step(state, columns, np.array([1.0, 0.0, 0.0]), np.ones(3))
     assert bucket(learner, state, "a") == 75
+
+
+def test_the_inner_learner_sees_settled_rows_only_if_it_asks() -> None:
+    learner = RecentLabels(Notes(), ("key",))
+    assert needs_settled(learner)
+    columns = rows("a", "b") | {FIELD: [Observed.SETTLED, Observed.LABEL]}
+    state = learner.step(learner.init(), columns, np.array([0.0, 1.0]), np.ones(2))
+    assert [label for _, label in state.inner] == [1.0]
+    assert (bucket(learner, state, "a"), bucket(learner, state, "b")) == (0, 19)
 
 
 def test_the_mean_by_hand() -> None:

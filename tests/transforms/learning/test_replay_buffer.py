@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contbatch.transforms.learning.learner import Arrays, Columns
+from contbatch.transforms.learning.observed import FIELD, Observed
 from contbatch.transforms.learning.replay_buffer import ReplayBuffer, Replayed, Rows, due
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
@@ -208,3 +209,13 @@ def test_settings_outside_their_range_are_refused(settings: dict[str, Any], mess
 def test_a_share_or_weight_outside_its_range_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} is 0.0; give a finite number above 0"):
         Replayed(Log(), **{name: 0.0})
+
+
+def test_what_is_only_assumed_is_not_kept_and_what_is_kept_is_final() -> None:
+    buffer = ReplayBuffer(10)
+    rows = buffer.init()
+    columns = {"x": [0, 1, 2, 3], FIELD: [*Observed]}
+    buffer.add(rows, columns, ("x",), np.array([1.0, 0.0, 1.0, 0.0]), np.ones(4))
+    batch = buffer.draw(rows, 50)
+    assert set(batch.columns) == {"x"}
+    assert set(zip(batch.columns["x"], batch.labels.tolist(), strict=True)) == {(0, 1.0), (2, 1.0), (3, 0.0)}

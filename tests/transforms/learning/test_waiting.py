@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contbatch.transforms import Event, Kind
-from contbatch.transforms.events import MICROS
+from contbatch.transforms.events import END_OF_TIME, MICROS
 from contbatch.transforms.learning.join import Label, Refusal, Terms
 from contbatch.transforms.learning.observed import Observed
 from contbatch.transforms.learning.waiting import Due, WaitingRoom
@@ -77,6 +77,45 @@ def test_memory_ends_after_twice_the_ttl(terms: Terms) -> None:
     featured = sum(ticket[0][0] != "" for ticket in content["tickets"].values())
     assert featured == len(content["featured"]) == 11 + terms.settles  # features: for one ttl, and until the last use
     assert len(content["due"]) <= 2 * 21
+
+
+@pytest.mark.parametrize("terms", [PLAIN, SETTLES])
+def test_a_label_of_long_after_takes_nothing_from_its_request(terms: Terms) -> None:
+    """Bounded input: the label of 35 us later comes before anything falls due. The request is still a negative."""
+    room = WaitingRoom(terms)
+    room.serve(served(100))
+    assert room.match(label(135)) == (Refusal.LATE if terms.settles else None)
+    found = room.expire(END_OF_TIME)
+    examples = [room.fall_due(item) for item in found if isinstance(item, Due)]
+    assert [example and example.observed for example in examples] == [1, 3] * terms.settles
+    assert [item for item in found if isinstance(item, Label)] == [label(135)] * (not terms.settles)
+
+
+def test_an_id_that_is_used_again_after_twice_the_ttl_is_another_request() -> None:
+    room = WaitingRoom(PLAIN)
+    room.serve(served(100))
+    room.match(label(101))
+    room.serve(served(200))
+    assert room.match(label(201)) == [Example(served(200), 1.0, 1.0, "", Observed.LABEL, 201)]
+    room.expire(200)
+    assert len(room) == 1
+    room.expire(221)
+    assert len(room) == 0
+
+
+@pytest.mark.parametrize("time", [END_OF_TIME - 5, END_OF_TIME])
+def test_what_falls_due_after_the_end_of_time_falls_due_at_it(time: int) -> None:
+    room = WaitingRoom(PLAIN)
+    room.match(label(time))
+    assert room.expire(END_OF_TIME) == [label(time)]
+
+
+def test_an_orphan_comes_back_with_its_model() -> None:
+    room, again = WaitingRoom(PLAIN), WaitingRoom(PLAIN)
+    orphan = label(100)._replace(event=label(100).event._replace(model="m"))
+    room.match(orphan)
+    again.load(json.loads(json.dumps(room.dump())), "m")
+    assert again.expire(200) == [orphan]
 
 
 steps = st.lists(st.tuples(st.integers(0, 6), st.sampled_from(["serve", "match"]), st.sampled_from("abc")), max_size=40)
