@@ -10,7 +10,6 @@ from contbatch.transforms.learning.join import Label, Refusal, Terms, Ticket
 from contbatch.transforms.learning.wire import dump_ticket, load_ticket
 from contbatch.transforms.records import Example, Served
 
-
 _LAST = END_OF_TIME - 1
 """When what would fall due after the end of time does."""
 
