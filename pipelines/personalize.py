@@ -161,8 +161,8 @@ def _parallel(pipeline: beam.Pipeline, config: PersonalizeConfig) -> _Branches:
     requests = events | "Requests" >> beam.Filter(_is_request)
     inferred = infer(requests, learner, store, codec=dataset.requests, policy=config.policy)
     trained = train(
+        events,
         inferred.served,
-        events | "Feedback" >> beam.Filter(_is_feedback),
         learner,
         store,
         requests=config.dataset.requests,
@@ -178,10 +178,6 @@ def _parallel(pipeline: beam.Pipeline, config: PersonalizeConfig) -> _Branches:
 
 def _is_request(event: Event) -> bool:
     return event.kind is Kind.REQUEST
-
-
-def _is_feedback(event: Event) -> bool:
-    return event.kind is Kind.FEEDBACK
 
 
 def _events(dataset: Dataset, data: str, feedback_delay: float | None, spread_ties: bool) -> Iterator[Event]:

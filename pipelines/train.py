@@ -11,6 +11,7 @@ from contbatch.transforms import (
     Event,
     Failed,
     GatePolicy,
+    Kind,
     Learned,
     OnlineUpdate,
     Published,
@@ -18,6 +19,7 @@ from contbatch.transforms import (
 )
 from contbatch.transforms.codecs import Codec
 from contbatch.transforms.learning import Learner
+from contbatch.transforms.learning.learner import prepared_fields
 from contbatch.transforms.learning.wire import event_of
 
 
@@ -36,8 +38,8 @@ class Trained(NamedTuple):
 
 
 def train(
+    events: beam.PCollection[Event],
     served: beam.PCollection[Served],
-    labels: beam.PCollection[Event],
     learner: Learner[Any],
     store: str,
     *,
@@ -51,10 +53,13 @@ def train(
 ) -> Trained:
     """Learn feedback as it comes, and publish often: an answer is as fresh as the newest version.
 
+    A learner that prepares features is trained on those that were served, and a label waits until its request is
+    answered. Any other is trained on the requests as they came, which were served as they came.
+
     Args:
-        served: requests with their features as they were served, such as those of
+        events: requests and their feedback.
+        served: the requests with their features as they were served, such as those of
             :func:`~contbatch.pipelines.infer.infer`.
-        labels: the feedback.
         learner: the model.
         store: the model store.
         requests: codec of the requests.
@@ -65,8 +70,10 @@ def train(
         publish_every: examples after which a version is published.
         publish_seconds: seconds after which one is published at the latest.
     """
-    requests_served = served | "As events" >> beam.Map(event_of).with_output_types(Event)
-    events = (requests_served, labels) | "Served and told" >> beam.Flatten()
+    if prepared_fields(learner):
+        asked = served | "As events" >> beam.Map(event_of).with_output_types(Event)
+        told = events | "Feedback" >> beam.Filter(_is_feedback)
+        events = (asked, told) | "Served and told" >> beam.Flatten()
     published = events | "Train" >> OnlineUpdate(
         learner,
         BatchPolicy(max_size=256, max_delay=1.0),
@@ -81,3 +88,7 @@ def train(
         publish_seconds=publish_seconds,
     )
     return Trained(published, published.learned, published.failed)
+
+
+def _is_feedback(event: Event) -> bool:
+    return event.kind is Kind.FEEDBACK
