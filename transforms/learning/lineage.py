@@ -43,6 +43,7 @@ class Lineage:
         """Versions from which the next one descends, oldest first."""
         self._weight = 0.0
         self._loss = 0.0
+        self._judged = 0
         self._since: int | None = None
         self._time = 0
         self._published_examples = 0
@@ -63,6 +64,7 @@ class Lineage:
         scores: Sequence[float],
         served_by: Sequence[str],
         time: int,
+        assumed: Sequence[bool] = (),
     ) -> None:
         """Note an update.
 
@@ -72,6 +74,7 @@ class Lineage:
             scores: what had been predicted.
             served_by: the versions that had predicted it.
             time: event time of the update.
+            assumed: which labels are only assumed, and say nothing of a score; none by default.
         """
         for version in served_by:
             self._staleness[_bucket(self.step - ordered(version)[1])] += 1
@@ -79,9 +82,11 @@ class Lineage:
         self.step += 1
         self.examples += len(labels)
         self._weight += sum(weights)
-        self._recent += zip(scores, labels, strict=True)
-        for score, label in zip(scores, labels, strict=True):
-            self._loss += log_loss(score, label)
+        for score, label, is_assumed in zip(scores, labels, assumed or [False] * len(labels), strict=True):
+            if not is_assumed:
+                self._recent.append((score, label))
+                self._loss += log_loss(score, label)
+                self._judged += 1
         self._time = time
         if self._since is None:
             self._since = time
@@ -114,7 +119,7 @@ class Lineage:
             "step": step,
             "parent": self.published[-1] if self.published else None,
             "examples": self.examples,
-            "loss": self._loss / max(1, self.examples),
+            "loss": self._loss / max(1, self._judged),
             "time": self._time,
             "weight": self._weight,
             "since": self._since or 0,

@@ -229,7 +229,8 @@ class PrequentialLoop(Generic[State]):
         judged = np.full(len(scores), math.nan) if self._is_served_elsewhere else scores
         verdict = self._gate.learn(columns, labels, weights, judged)
         served_by = [example.served.version for example in examples]
-        lineage.learned(labels.tolist(), weights.tolist(), scores.tolist(), served_by, time)
+        assumed = [example.observed == Observed.ASSUMED for example in examples]
+        lineage.learned(labels.tolist(), weights.tolist(), scores.tolist(), served_by, time, assumed)
         version = lineage.name()
         for served, label, weight, name, observed, given, _ in examples:
             yield Learned(

@@ -156,6 +156,17 @@ def test_a_request_is_learned_as_often_as_it_must_be(events: list[Event], config
         }
 
 
+def test_what_is_only_assumed_says_nothing_of_a_score() -> None:
+    """Of two requests one gets a label; the other is assumed a negative: both are learned, one is in the metrics."""
+    asked = [event(Kind.REQUEST, 0, who, who) for who in (0, 1)]
+    outputs = run([*asked, event(Kind.FEEDBACK, 1, 0, 9)], config=replace(WAITING, publish_every=1000))
+    (version,) = of(Version, outputs)
+    labelled, assumed = of(Learned, outputs)
+    assert (labelled.observed, assumed.observed, version.about["examples"]) == ("label", "assumed", 2)
+    alone = pytest.approx(mean_log_loss([labelled.score], [1.0]))
+    assert (version.about["loss"], version.about["metrics"]["log_loss"]) == (alone, alone)
+
+
 def test_a_request_without_a_label_is_learned_when_its_window_ends() -> None:
     """Asked at 0 s, answered at 2 s, the window of 3 s ends, a label comes at 5 s; another one never has any."""
     config = replace(SETTLING, ttl=6.0)
