@@ -58,7 +58,7 @@ def told(who: int, seconds: float, row: int = 0, value: float = 1.0, name: str =
 def stream(count: int, seed: int) -> tuple[list[Served], list[Event]]:
     """A request each 0.2 s; labels in time, after the window, after the ttl, before the request, twice, of nobody."""
     rng = random.Random(seed)
-    served = [asked(who, who / 5) for who in range(count)]
+    served = [asked(who, 2 + who / 5) for who in range(count)]
     feedback = []
     for who in range(count):
         fate = rng.choice(["soon", "later", "too late", "before", "twice", "never", "of nobody", "broken", "bad"])
@@ -67,7 +67,7 @@ def stream(count: int, seed: int) -> tuple[list[Served], list[Event]]:
             continue
         for time in times:
             made = told(
-                who + 10**6 * (fate == "of nobody"), who / 5 + time, len(feedback), 7.0 if fate == "bad" else 1.0
+                who + 10**6 * (fate == "of nobody"), 2 + who / 5 + time, len(feedback), 7.0 if fate == "bad" else 1.0
             )
             feedback.append(made._replace(payload=b"\xff") if fate == "broken" else made)
     return served, feedback
@@ -180,8 +180,8 @@ def live(served: Sequence[Served], feedback: Sequence[Event], options: PipelineO
     script = TestStream(coder=EventCoder())
     wrapped = [Event(one.time, Kind.REQUEST, 0, one.request_id.encode()) for one in served]
     for second in range(0, 40, 2):
-        due = [one for one in [*wrapped, *feedback] if max(one.time, 0) // MICROS in (second, second + 1)]
-        script.add_elements([TimestampedValue(one, Timestamp(micros=max(one.time, 0))) for one in due])
+        due = [one for one in [*wrapped, *feedback] if one.time // MICROS in (second, second + 1)]
+        script.add_elements([TimestampedValue(one, Timestamp(micros=one.time)) for one in due])
         script.advance_watermark_to(Timestamp(second + 2))
     by_id = {one.request_id: one for one in served}
     with beam.Pipeline(options=options) as pipeline:
