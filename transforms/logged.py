@@ -7,7 +7,6 @@ another instance has left behind, is noticed and built again. The log is cut whe
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -68,7 +67,7 @@ class Logged(Generic[Kept]):
             return kept
         kept, chain = self._make(), ""
         for entry in sorted(log.read()):
-            chain = _extend(chain, entry)
+            chain = shelf.extend(chain, entry)
             if entry[8:9] == _BASE:
                 kept.load(entry[9:])
             else:
@@ -88,7 +87,7 @@ class Logged(Generic[Kept]):
         else:
             head.logged += len(entry)
         line = head.entries.to_bytes(8, "big") + kind + entry
-        head.chain, head.entries = _extend(head.chain, line), head.entries + 1
+        head.chain, head.entries = shelf.extend(head.chain, line), head.entries + 1
         log.add(line)
         head_cell.write(json.dumps(asdict(head)).encode())
         shelf.put(self._owner, key, head.chain, kept)
@@ -97,7 +96,3 @@ class Logged(Generic[Kept]):
 def _load_head(cell: Any) -> _Head:
     content = cell.read()
     return _Head(**json.loads(content)) if content else _Head()
-
-
-def _extend(chain: str, line: bytes) -> str:
-    return hashlib.sha256(chain.encode() + line).hexdigest()

@@ -29,7 +29,7 @@ from apache_beam.utils.timestamp import Timestamp
 
 import contbatch.transforms.coders  # noqa: F401  registers the coders
 from contbatch.transforms.chunks import END, at
-from contbatch.transforms.learning.journal import extend
+from contbatch.transforms.learning.shelf import extend
 from contbatch.transforms.learning.staleness import Applier, Fate, GradientLearner, OnStale
 from contbatch.transforms.learning.store import ModelStore
 from contbatch.transforms.parallel_gradient import INITIAL, Message, Read

@@ -30,7 +30,7 @@ from contbatch.transforms.learning import (
     auc,
     mean_log_loss,
 )
-from contbatch.transforms.learning.learner import prepare, prepared_fields
+from contbatch.transforms.learning.learner import prepare, prepared_fields, select
 from contbatch.transforms.records import Learned
 
 WARM_UP = 0.2
@@ -87,7 +87,7 @@ def play(learner: Any, at_once: bool = False) -> Run:
     for start, end, upto in zip(minutes[:-1], minutes[1:], known, strict=True):
         if upto > learned:
             rows, learned = order[learned:upto].tolist(), upto
-            batch = {name: [column[row] for row in rows] for name, column in (columns | served).items()}
+            batch = select(columns | served, rows)
             state = learner.step(state, batch, labels[rows], np.ones(len(rows)))
         asked = prepare(learner, state, {name: column[start:end] for name, column in columns.items()})
         for name, column in served.items():

@@ -27,7 +27,7 @@ from contbatch.pipelines import movielens
 from contbatch.transforms.learning import SparseLearner, auc
 from contbatch.transforms.learning.gate import Gate, GatePolicy, Verdict
 from contbatch.transforms.learning.hashing import BIAS
-from contbatch.transforms.learning.learner import Columns
+from contbatch.transforms.learning.learner import Columns, select
 from contbatch.transforms.learning.sparse import SparseState
 
 BATCH = 4
@@ -175,7 +175,7 @@ def ordered(order: str) -> tuple[dict[str, list[Any]], Floats]:
     users = sorted(set(columns["user"]))
     place = dict(zip(users, random.permutation(len(users)).tolist(), strict=True))
     at = np.argsort([place[user] for user in columns["user"]], kind="stable")
-    return {name: [column[row] for row in at] for name, column in columns.items()}, labels[at]
+    return dict(select(columns, at.tolist())), labels[at]
 
 
 def play(case: Case) -> Run:

@@ -6,9 +6,10 @@ import os
 import shutil
 import subprocess
 from importlib import metadata
-from pathlib import Path
 
 import pytest
+
+from tests.runners.cluster import cache
 
 
 @pytest.fixture(scope="session")
@@ -18,8 +19,8 @@ def prism() -> str:
     if found:
         return found
     version = metadata.version("apache-beam")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "contbatch" / f"prism-{version}"
-    if not (cache / "prism").exists():
+    folder = cache() / f"prism-{version}"
+    if not (folder / "prism").exists():
         module = f"github.com/apache/beam/sdks/v2/go/cmd/prism@v{version}"
-        subprocess.run(["go", "install", module], check=True, env={**os.environ, "GOBIN": str(cache)})  # noqa: S607
-    return str(cache / "prism")
+        subprocess.run(["go", "install", module], check=True, env={**os.environ, "GOBIN": str(folder)})  # noqa: S607
+    return str(folder / "prism")

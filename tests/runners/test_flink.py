@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from contbatch.pipelines.cli import main
 from contbatch.transforms import ModelStore
+from tests.pipelines.test_flights import edited
+from tests.pipelines.test_personalize import run
 from tests.runners.cluster import FlinkCluster
 
 pytestmark = pytest.mark.needs("java", "mvn")
@@ -25,27 +23,12 @@ def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
         yield FlinkCluster(tmp_path_factory.mktemp("flink"), stack)
 
 
-@pytest.fixture
-def flights(root: Path, tmp_path: Path) -> Path:
-    """The first 400 flights of the year."""
-    lines = gzip.decompress((root / "tests" / "data" / "flights.csv.gz").read_bytes()).splitlines(keepends=True)
-    path = tmp_path / "flights.csv"
-    path.write_bytes(b"".join(lines[:401]))
-    return path
-
-
-def personalize(out: Path, *flags: str) -> dict[str, Any]:
-    assert main(["personalize", "--out", str(out), *flags]) == 0, (out / "error.log").read_text()[-3000:]
-    return json.loads((out / "summary.json").read_text())
-
-
 def test_the_serial_form_gives_the_bytes_of_the_direct_runner(
     ratings: Path, tmp_path: Path, flink: FlinkCluster
 ) -> None:
-    job = ["--data", str(ratings), "--publish_every=100"]
-    direct = personalize(tmp_path / "direct", *job)
+    direct = run(ratings, tmp_path / "direct")
     with flink.flags() as flags:
-        on_flink = personalize(tmp_path / "flink", *job, *flags)
+        on_flink = run(ratings, tmp_path / "flink", *flags)
     assert (direct.pop("runner"), on_flink.pop("runner")) == ("DirectRunner", "PortableRunner")
     assert {**direct, "seconds": 0} == {**on_flink, "seconds": 0}
     files = [(tmp_path / name / "predictions.avro").read_bytes() for name in ("direct", "flink")]
@@ -54,14 +37,14 @@ def test_the_serial_form_gives_the_bytes_of_the_direct_runner(
 
 @pytest.mark.parametrize("dataset", ["movielens", "flights"])
 def test_the_parallel_form_accounts_for_everything(
-    ratings: Path, flights: Path, tmp_path: Path, flink: FlinkCluster, dataset: str
+    ratings: Path, root: Path, tmp_path: Path, flink: FlinkCluster, dataset: str
 ) -> None:
     """The flights' model prepares features, so that its trainer gets them from where they were served."""
-    data = {"movielens": ratings, "flights": flights}[dataset]
-    job = ["--form=parallel", "--rate=200", "--data", str(data), f"--dataset={dataset}"]
+    data = ratings if dataset == "movielens" else edited(root / "tests" / "data", tmp_path, lambda lines: lines[:400])
+    job = ["--form=parallel", "--rate=200", f"--dataset={dataset}"]
     live = ["--shutdown_sources_after_idle_ms=1000", "--checkpointing_interval=2000", "--max_bundle_time_mills=50"]
     with flink.flags(*live) as flags:
-        summary = personalize(tmp_path / "out", *job, *flags)
+        summary = run(data, tmp_path / "out", *job, *flags)
     assert summary["requests"] == summary["predicted"] == 400
     assert summary["feedback"] == summary["learned"] == sum(summary["freshness"].values()) > 390
     assert len(ModelStore(str(tmp_path / "out" / "store")).versions()) == summary["versions"] > 1

@@ -10,12 +10,13 @@ import numpy as np
 
 from contbatch.transforms.learning.delay_rules import RULES, Floats, Rows, Rule, targets
 from contbatch.transforms.learning.learner import (
+    Around,
     Arrays,
     Columns,
     Learner,
     prefixed,
     prepare,
-    prepared_fields,
+    select,
     unprefixed,
 )
 from contbatch.transforms.learning.observed import FIELD, Observed
@@ -34,7 +35,7 @@ class DelayedState(NamedTuple, Generic[State]):
 
 
 @dataclass(frozen=True)
-class DelayedLabels(Generic[State]):
+class DelayedLabels(Around, Generic[State]):
     """Lets a learner learn labels that come late or never, without taking what is still outstanding for a no.
 
     A feedback join gives it each request once when its label comes within the wait window, and else first as a
@@ -94,16 +95,6 @@ class DelayedLabels(Generic[State]):
         """Whether ``SETTLED`` rows are wanted."""
         return self._rule.needs_settled
 
-    @property
-    def prepared(self) -> tuple[str, ...]:
-        """What the inner learner prepares."""
-        return prepared_fields(self.learner)
-
-    def prepare(self, state: DelayedState[State], columns: Columns) -> Columns:
-        """Return what the inner learner prepares."""
-        ready = prepare(self.learner, state.inner, columns)
-        return {name: ready[name] for name in self.prepared}
-
     def init(self) -> DelayedState[State]:
         """Return first states of the inner learner, for the model and each helper."""
         return DelayedState(self.learner.init(), tuple(self.learner.init() for _ in self._rule.heads))
@@ -162,5 +153,5 @@ class DelayedLabels(Generic[State]):
         if not kept:
             return state
         names = (*self.learner.fields, *self.prepared, *([FIELD] if FIELD in columns else []))
-        part = {name: [columns[name][row] for row in kept] for name in names}
+        part = select({name: columns[name] for name in names}, kept)
         return self.learner.step(state, part, labels[kept], weights[kept])

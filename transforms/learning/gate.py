@@ -40,6 +40,7 @@ from contbatch.transforms.learning.learner import (
     prefixed,
     prepare,
     prepared_fields,
+    select,
     unprefixed,
 )
 from contbatch.transforms.learning.watch import Trial, Watch
@@ -120,8 +121,7 @@ class _Batch(NamedTuple):
     def take(self, keep: NDArray[np.bool_]) -> _Batch:
         if keep.all():
             return self
-        rows = np.flatnonzero(keep).tolist()
-        columns = {name: [column[row] for row in rows] for name, column in self.columns.items()}
+        columns = select(self.columns, np.flatnonzero(keep).tolist())
         return _Batch(columns, self.labels[keep], self.weights[keep], self.scores[keep])
 
 

@@ -9,7 +9,6 @@ state cell, which would be written whole at each firing.
 
 from __future__ import annotations
 
-import hashlib
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -19,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from contbatch.transforms.events import END_OF_TIME, Event, pack, unpack
+from contbatch.transforms.learning import shelf
 from contbatch.transforms.learning.config import PrequentialConfig
 from contbatch.transforms.learning.lineage import Version
 from contbatch.transforms.learning.manifest import NOTHING, Restore
 from contbatch.transforms.learning.prequential import PrequentialLoop
+from contbatch.transforms.learning.shelf import extend
 from contbatch.transforms.learning.store import ModelStore, StoreError
 
 
@@ -41,14 +42,6 @@ class Position:
     chain: str = ""
     stretches: int = 0
     events: int = 0
-
-
-_IDLE = 60.0
-"""Seconds after which a loop that nobody has opened is forgotten."""
-
-_CACHE: dict[tuple[str, str], tuple[float, str, PrequentialLoop[Any]]] = {}
-"""The loops at hand in this process, by transform and model. Not those of a DoFn instance: some runners make one for
-every bundle."""
 
 
 class Journal:
@@ -90,9 +83,9 @@ class Journal:
             StoreError: the snapshot is missing or damaged.
             RuntimeError: the log does not lead to the position.
         """
-        _, tag, cached = _CACHE.pop((self._transform, model), (0.0, "", None))
-        if cached is not None and tag == position.chain:
-            return cached
+        loop: PrequentialLoop[Any] | None = shelf.take(self._transform, model, position.chain)
+        if loop is not None:
+            return loop
         loop = PrequentialLoop(self._config, model)
         if position.snapshot:
             loop.load(self._store.read_snapshot(position.snapshot))
@@ -168,11 +161,7 @@ class Journal:
         return position, stretch
 
     def _keep(self, model: str, chain: str, loop: PrequentialLoop[Any]) -> None:
-        now = self._clock()
-        for key, (used, _, _) in list(_CACHE.items()):
-            if now - used > _IDLE:
-                _CACHE.pop(key, None)
-        _CACHE[self._transform, model] = now, chain, loop
+        shelf.put(self._transform, model, chain, loop, self._clock)
 
 
 _STRETCH, _ARRIVED, _RESTORE = b"E", b"A", b"R"
@@ -191,8 +180,3 @@ def _encode(number: int, upto: int, events: Sequence[Event], is_complete: bool) 
 
 def _decode(stretch: bytes) -> tuple[int, list[Event]]:
     return int.from_bytes(stretch[9:17], "big", signed=True), unpack(stretch[17:])
-
-
-def extend(chain: str, stretch: bytes) -> str:
-    """Return the hash over a chain and the next entry of its log."""
-    return hashlib.sha256(chain.encode() + stretch).hexdigest()

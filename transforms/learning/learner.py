@@ -19,6 +19,11 @@ State = TypeVar("State")
 _State_contra = TypeVar("_State_contra", contravariant=True)
 
 
+def select(columns: Columns, rows: Sequence[int]) -> Columns:
+    """Return some rows of all columns, in the order given."""
+    return {name: [column[row] for row in rows] for name, column in columns.items()}
+
+
 def prefixed(arrays: Arrays, prefix: str) -> Arrays:
     """Return the arrays with a prefix before each name, to lie beside others."""
     return {f"{prefix}{name}": array for name, array in arrays.items()}

@@ -20,6 +20,7 @@ from contbatch.transforms.learning.learner import (
     prefixed,
     prepare,
     prepared_fields,
+    select,
     unprefixed,
 )
 from contbatch.transforms.learning.observed import FIELD, Observed
@@ -147,9 +148,7 @@ class RecentLabels(Generic[State]):
             return self.learner.step(inner, columns, labels, weights)
         if not len(wanted):
             return inner
-        rows = wanted.tolist()
-        part = {name: [column[row] for row in rows] for name, column in columns.items()}
-        return self.learner.step(inner, part, labels[wanted], weights[wanted])
+        return self.learner.step(inner, select(columns, wanted.tolist()), labels[wanted], weights[wanted])
 
     def export(self, state: RecentState[State]) -> Arrays:
         """Return the tables, oldest first, under ``recent/KEY/``, and the inner learner's arrays, under ``inner/``."""

@@ -16,6 +16,7 @@ from contbatch.transforms.learning.learner import (
     prefixed,
     prepare,
     prepared_fields,
+    select,
     unprefixed,
 )
 from contbatch.transforms.learning.observed import FIELD
@@ -88,7 +89,7 @@ class Downsampled(Generic[State]):
             return state
         columns = prepare(self, state, columns)
         names = (*self.learner.fields, *self.prepared, *([FIELD] if FIELD in columns else []))
-        part = {name: [columns[name][row] for row in kept] for name in names}
+        part = select({name: columns[name] for name in names}, kept)
         return self.learner.step(state, part, labels[kept], weights[kept])
 
     def export(self, state: State) -> Arrays:

@@ -5,6 +5,7 @@ They are not kept in a DoFn: some runners make one for every bundle, and any ins
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,3 +35,8 @@ def put(owner: str, key: object, tag: str, kept: Any, clock: Callable[[], float]
         if now - used > _IDLE:
             _SHELF.pop(other, None)
     _SHELF[owner, key] = now, tag, kept
+
+
+def extend(chain: str, entry: bytes) -> str:
+    """Return the hash over a chain and the next entry of its log: the tag of what an object has seen."""
+    return hashlib.sha256(chain.encode() + entry).hexdigest()

@@ -11,7 +11,8 @@ import pytest
 from contbatch.transforms import BatchPolicy, Event, ModelStore, SparseLearner
 from contbatch.transforms.events import END_OF_TIME, MICROS
 from contbatch.transforms.learning import PrequentialConfig, StoreError
-from contbatch.transforms.learning.journal import _CACHE, Journal, Position
+from contbatch.transforms.learning.journal import Journal, Position
+from contbatch.transforms.learning.shelf import _SHELF
 from contbatch.transforms.learning.snapshots import _PRUNED
 from contbatch.transforms.testing import ManualClock
 from tests.small import Small
@@ -168,12 +169,12 @@ def test_what_is_idle_or_at_its_end_is_not_kept(tmp_path: Path) -> None:
     first.advance(journal, events, upto, "first")
     clock.advance(59.0)
     second.advance(journal, events, upto, "second")
-    assert {key for key in _CACHE if key[0] == "ours"} == {("ours", "first"), ("ours", "second")}
+    assert {key for key in _SHELF if key[0] == "ours"} == {("ours", "first"), ("ours", "second")}
     clock.advance(2.0)
     second.advance(journal, [], upto + 1, "second")
-    assert {key for key in _CACHE if key[0] == "ours"} == {("ours", "second")}
+    assert {key for key in _SHELF if key[0] == "ours"} == {("ours", "second")}
     second.advance(journal, [], END_OF_TIME, "second")
-    assert not any(key[0] == "ours" for key in _CACHE)
+    assert not any(key[0] == "ours" for key in _SHELF)
 
 
 def test_journals_of_one_transform_share_their_loops(tmp_path: Path) -> None:
