@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --no-deps
 PEERS := .venv-peers/bin/python
 
-.PHONY: help demo test lint types bench bench-peers lock clean
+.PHONY: help demo test runners test-runners lint types bench bench-peers lock clean
 
 help: ## list the chores
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST)
@@ -14,8 +14,14 @@ help: ## list the chores
 demo: .venv/demo ## predict MovieLens 100k and learn from it; results go to out/demo
 	$(BIN)/contbatch personalize --out out/demo
 
-test: .venv/dev ## run all tests
-	$(BIN)/python -m pytest
+test: .venv/dev ## run the tests, real runners in short (10 minutes)
+	$(BIN)/python -m pytest -m "not slow"
+
+runners: .venv/dev ## fetch and build Prism and Flink, and start each once
+	$(BIN)/python -m tests.runners
+
+test-runners: .venv/dev ## run the tests of real runners at length
+	$(BIN)/python -m pytest -m slow
 
 lint: .venv/dev ## check style
 	$(BIN)/ruff check .

@@ -9,28 +9,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-SLOTS = 4
-_SECONDS = 90.0
+from tests.runners.binaries import classpath
+from tests.runners.processes import free_ports, is_open, start, wait_for
 
-_POM = """<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
-<groupId>contbatch</groupId><artifactId>runners</artifactId><version>1</version><dependencies>
-<dependency><groupId>org.apache.beam</groupId><artifactId>beam-runners-flink-1.19</artifactId>
-<version>2.70.0</version></dependency>
-<dependency><groupId>org.apache.beam</groupId><artifactId>beam-runners-java-job-service</artifactId>
-<version>2.65.0</version></dependency>
-<dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>2.0.16</version></dependency>
-</dependencies></project>
-"""
+SLOTS = 4
+LIVE = ("--streaming", "--checkpointing_interval=2000", "--max_bundle_time_mills=50")
+"""Flags of a streaming job."""
 
 _OPENED = (
     "java.base/java.lang java.base/java.lang.invoke java.base/java.lang.reflect java.base/java.io java.base/java.net "
@@ -38,6 +30,8 @@ _OPENED = (
     "java.base/java.util.concurrent.atomic java.base/java.util.concurrent.locks java.base/sun.nio.ch "
     "java.base/sun.net.util java.base/sun.security.util"
 )
+
+_LOGGED = [f"-Dorg.slf4j.simpleLogger.{name}" for name in ("showDateTime=true", "dateTimeFormat=HH:mm:ss.SSS")]
 
 _MEMORY = {
     "taskmanager.cpu.cores": "1.0",
@@ -54,36 +48,15 @@ _MEMORY = {
 }
 
 
-def cache() -> Path:
-    """Return the folder of what is fetched or built once."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "contbatch"
-
-
-def classpath() -> str:
-    """Return the jars of Flink and of Beam's runner, which Maven fetches the first time (minutes)."""
-    folder = cache() / "flink-1.19-beam-2.70.0"
-    kept = folder / "classpath.txt"
-    if not kept.exists() or not all(Path(jar).exists() for jar in kept.read_text().split(os.pathsep)):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "pom.xml").write_text(_POM)
-        command = [
-            "mvn",
-            "-q",
-            "-f",
-            str(folder / "pom.xml"),
-            "dependency:build-classpath",
-            f"-Dmdep.outputFile={kept}",
-        ]
-        subprocess.run(command, check=True)
-    return kept.read_text().strip()
-
-
 class FlinkCluster:
     """A running cluster.
 
     Args:
         folder: for logs, checkpoints and configuration.
         stack: stops the processes.
+
+    Attributes:
+        taskmanager: its process.
     """
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
@@ -107,17 +80,20 @@ class FlinkCluster:
         (folder / "tmp").mkdir()
         (folder / "flink-conf.yaml").write_text("".join(f"{name}: {value}\n" for name, value in conf.items()))
         self._flags = [flag for package in _OPENED.split() for flag in ("--add-opens", f"{package}=ALL-UNNAMED")]
-        runtime = "org.apache.flink.runtime"
-        configured = ["--configDir", str(folder)]
-        self._java("jobmanager", f"{runtime}.entrypoint.StandaloneSessionClusterEntrypoint", configured)
-        memory = [part for name, value in _MEMORY.items() for part in ("-D", f"{name}={value}")]
-        self._java("taskmanager", f"{runtime}.taskexecutor.TaskManagerRunner", [*configured, *memory])
+        self._java("jobmanager", self._runtime("entrypoint.StandaloneSessionClusterEntrypoint"))
+        self.start_taskmanager()
         wait_for("the cluster's slots", lambda: self.rest("overview")["slots-total"] >= SLOTS, folder)
         ports = [f"--{name}-port={port}" for name, port in zip(("artifact", "expansion"), free_ports(2), strict=True)]
-        server = "org.apache.beam.runners.flink.FlinkJobServerDriver"
+        small = next(jar for jar in classpath().split(os.pathsep) if "slf4j-simple" in jar)  # goes with each job
+        server = ["-cp", small, str(Path(__file__).with_name("JobServer.java")), classpath()]
         master = f"--flink-master=localhost:{self._rest}"
-        self._java("jobserver", server, ["--job-host=localhost", f"--job-port={self._jobs}", *ports, master])
+        self._java("jobserver", [*server, "--job-host=localhost", f"--job-port={self._jobs}", *ports, master])
         wait_for("the job server", lambda: is_open(self._jobs), folder)
+
+    def start_taskmanager(self) -> None:
+        """Start the TaskManager: the first, or another one in place of one that is dead."""
+        memory = [part for name, value in _MEMORY.items() for part in ("-D", f"{name}={value}")]
+        self.taskmanager = self._java("taskmanager", [*self._runtime("taskexecutor.TaskManagerRunner"), *memory])
 
     def rest(self, path: str) -> Any:
         """Return what the cluster's REST interface says at a path."""
@@ -141,64 +117,9 @@ class FlinkCluster:
                 *more,
             ]
 
-    def _java(self, name: str, main: str, arguments: Sequence[str]) -> None:
-        java = [shutil.which("java") or "java", "-Xmx1g", *self._flags, "-cp", classpath(), main, *arguments]
-        start(name, java, self._folder, self._stack)
+    def _runtime(self, main: str) -> list[str]:
+        return ["-cp", classpath(), f"org.apache.flink.runtime.{main}", "--configDir", str(self._folder)]
 
-
-def start(name: str, command: Sequence[str], folder: Path, stack: ExitStack) -> None:
-    """Start a process whose output goes into a log, and which the stack stops."""
-    log = stack.enter_context((folder / f"{name}.log").open("wb"))
-    # The pool starts its workers as "python".
-    environment = {**os.environ, "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])}
-    process = subprocess.Popen(
-        command, stdout=log, stderr=subprocess.STDOUT, cwd=folder, env=environment, start_new_session=True
-    )
-    stack.callback(stop, process)
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop a process and what it has started."""
-    for signal in (15, 9):
-        try:
-            os.killpg(process.pid, signal)
-        except ProcessLookupError:
-            return
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            continue
-        return
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports of localhost that nobody listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("localhost", 0))
-        return [one.getsockname()[1] for one in sockets]
-
-
-def is_open(port: int) -> bool:
-    """Return whether somebody listens on a port of localhost."""
-    with socket.socket() as one:
-        one.settimeout(1)
-        return one.connect_ex(("localhost", port)) == 0
-
-
-def wait_for(what: str, is_there: Any, folder: Path) -> None:
-    """Wait until something is there.
-
-    Raises:
-        TimeoutError: it is not, and the logs may say why.
-    """
-    end = time.monotonic() + _SECONDS
-    while time.monotonic() < end:
-        try:
-            if is_there():
-                return
-        except OSError:
-            pass
-        time.sleep(0.2)
-    raise TimeoutError(f"{what} did not come up in {_SECONDS:g} s; see the logs in {folder}")
+    def _java(self, name: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+        java = [shutil.which("java") or "java", "-Xmx1g", *_LOGGED, *self._flags]
+        return start(name, [*java, *arguments], self._folder, self._stack)

@@ -1,26 +1,24 @@
-"""Real runners. Prism is looked for, else built by Go once and kept."""
+"""Real runners. Prism is looked for, else built by Go once and kept; Flink is a cluster that the tests start."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-from importlib import metadata
+from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
-from tests.runners.cluster import cache
+from tests.runners.binaries import prism_binary
+from tests.runners.cluster import FlinkCluster
 
 
 @pytest.fixture(scope="session")
 def prism() -> str:
-    """Path of a Prism binary: ``$CONTBATCH_PRISM``, the one on the PATH, or one that is built now (minutes)."""
-    found = os.environ.get("CONTBATCH_PRISM") or shutil.which("prism")
-    if found:
-        return found
-    version = metadata.version("apache-beam")
-    folder = cache() / f"prism-{version}"
-    if not (folder / "prism").exists():
-        module = f"github.com/apache/beam/sdks/v2/go/cmd/prism@v{version}"
-        subprocess.run(["go", "install", module], check=True, env={**os.environ, "GOBIN": str(folder)})  # noqa: S607
-    return str(folder / "prism")
+    """Path of a Prism binary."""
+    return prism_binary()
+
+
+@pytest.fixture(scope="session")
+def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
+    """A Flink cluster."""
+    with ExitStack() as stack:
+        yield FlinkCluster(tmp_path_factory.mktemp("flink"), stack)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,16 +9,9 @@ import pytest
 from contbatch.transforms import ModelStore
 from tests.pipelines.test_flights import edited
 from tests.pipelines.test_personalize import run
-from tests.runners.cluster import FlinkCluster
+from tests.runners.cluster import LIVE, FlinkCluster
 
-pytestmark = pytest.mark.needs("java", "mvn")
-
-
-@pytest.fixture(scope="module")
-def flink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FlinkCluster]:
-    """A cluster, for the tests of this file."""
-    with ExitStack() as stack:
-        yield FlinkCluster(tmp_path_factory.mktemp("flink"), stack)
+pytestmark = [pytest.mark.needs("javac", "mvn"), pytest.mark.slow]
 
 
 def test_the_serial_form_gives_the_bytes_of_the_direct_runner(
@@ -42,7 +33,7 @@ def test_the_parallel_form_accounts_for_everything(
     """The flights' model prepares features, so that its trainer gets them from where they were served."""
     data = ratings if dataset == "movielens" else edited(root / "tests" / "data", tmp_path, lambda lines: lines[:400])
     job = ["--form=parallel", "--rate=200", f"--dataset={dataset}"]
-    live = ["--shutdown_sources_after_idle_ms=1000", "--checkpointing_interval=2000", "--max_bundle_time_mills=50"]
+    live = [*LIVE, "--shutdown_sources_after_idle_ms=1000"]
     with flink.flags(*live) as flags:
         summary = run(data, tmp_path / "out", *job, *flags)
     assert summary["requests"] == summary["predicted"] == 400

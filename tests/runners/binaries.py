@@ -1,0 +1,56 @@
+"""What real runners are made of, fetched or built once and kept in the user's cache."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+_POM = """<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
+<groupId>contbatch</groupId><artifactId>runners</artifactId><version>1</version><dependencies>
+<dependency><groupId>org.apache.beam</groupId><artifactId>beam-runners-flink-1.19</artifactId>
+<version>2.70.0</version></dependency>
+<dependency><groupId>org.apache.beam</groupId><artifactId>beam-runners-java-job-service</artifactId>
+<version>2.65.0</version></dependency>
+<dependency><groupId>org.slf4j</groupId><artifactId>slf4j-simple</artifactId><version>2.0.16</version></dependency>
+</dependencies></project>
+"""
+
+
+def cache() -> Path:
+    """Return the folder of what is fetched or built once."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "contbatch"
+
+
+def classpath() -> str:
+    """Return the jars of Flink and of Beam's runner, which Maven fetches the first time (minutes)."""
+    folder = cache() / "flink-1.19-beam-2.70.0"
+    kept = folder / "classpath.txt"
+    if not kept.exists() or not all(Path(jar).exists() for jar in kept.read_text().split(os.pathsep)):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "pom.xml").write_text(_POM)
+        command = [
+            "mvn",
+            "-q",
+            "-f",
+            str(folder / "pom.xml"),
+            "dependency:build-classpath",
+            f"-Dmdep.outputFile={kept}",
+        ]
+        subprocess.run(command, check=True)
+    return kept.read_text().strip()
+
+
+def prism_binary() -> str:
+    """Return the path of Prism: ``$CONTBATCH_PRISM``, the one on the PATH, or one that Go builds now (minutes)."""
+    found = os.environ.get("CONTBATCH_PRISM") or shutil.which("prism")
+    if found:
+        return found
+    version = metadata.version("apache-beam")
+    folder = cache() / f"prism-{version}"
+    if not (folder / "prism").exists():
+        module = f"github.com/apache/beam/sdks/v2/go/cmd/prism@v{version}"
+        subprocess.run(["go", "install", module], check=True, env={**os.environ, "GOBIN": str(folder)})  # noqa: S607
+    return str(folder / "prism")
