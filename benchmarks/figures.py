@@ -7,15 +7,21 @@ import re
 from typing import Any
 
 from benchmarks.harness import HERE, RESULTS, figure
+from tests.runners.conformance import table
 
 _MOST_COLUMNS = 8
 """More peers than this share one column, each with its name."""
 
+_MATRIX = re.compile(r"(<!-- matrix -->\n).*?(<!-- /matrix -->)", re.S)
 _BLOCK = re.compile(r"(<!-- figures:(\w+) -->\n).*?(<!-- /figures -->)", re.S)
 
 
 def fill(text: str) -> str:
-    """Return a text with the table of each benchmark that it names between ``<!-- figures:NAME -->`` marks."""
+    """Return a text with the table of each benchmark that it names between ``<!-- figures:NAME -->`` marks.
+
+    Between ``<!-- matrix -->`` marks it gets the table of the runners' tests.
+    """
+    text = _MATRIX.sub(lambda block: "\n".join([block[1].strip(), *table.lines(), block[2]]), text)
     return _BLOCK.sub(lambda block: f"{block[1]}{_table(block[2])}{block[3]}", text)
 
 

@@ -18,7 +18,8 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from contbatch.transforms.batching import BatchPolicy, TimeDomain
 from contbatch.transforms.buffer import Settings
-from contbatch.transforms.chunks import timestamp_of
+from contbatch.transforms.bundle_watch import BundleWatch, allowed_wait, check_flags, warn
+from contbatch.transforms.chunks import apart, timestamp_of
 from contbatch.transforms.event_time import EventTimeBatchFn
 from contbatch.transforms.microbatch import ElementsCoder, MicroBatchOf
 from contbatch.transforms.rows import Rows, pack
@@ -121,14 +122,9 @@ class ContinuousBatch(beam.PTransform):
             fn = BoundedBatchFn(settings) if elements.is_bounded else RealTimeBatchFn(settings)
         batch_type = MicroBatchOf(value_type)
         out = typehints.Tuple.__getitem__((key_type, batch_type)) if self._keyed else batch_type
-        done = (
-            elements
-            | "Chunk"
-            >> beam.ParDo(_ChunkFn(settings, self._shards)).with_output_types(
-                typehints.Tuple.__getitem__((bytes, bytes))
-            )
-            | "Batch" >> beam.ParDo(fn).with_output_types(out, shed=out).with_outputs("shed", main="batches")
-        )
+        chunk = beam.ParDo(_ChunkFn(settings, self._shards)).with_output_types(tuple[bytes, bytes])
+        batch = beam.ParDo(fn).with_output_types(out, shed=out).with_outputs("shed", main="batches")
+        done = apart(elements | "Chunk" >> chunk) | "Batch" >> batch
         batches = done.batches
         batches.shed = done.shed
         return batches
@@ -164,10 +160,13 @@ class _ChunkFn(beam.DoFn):
             policy.latency_slo or policy.deadline_fn or policy.weight_fn or policy.length_fn or policy.priority_fn
         )
         self._shard = 0
+        self._watch = BundleWatch(allowed_wait(policy))
+        check_flags()
 
     def start_bundle(self) -> None:
+        warn(self._watch.start())
         self._open: dict[Any, _Open] = {}
-        self._held = 0
+        self._held = self._closed = 0
 
     def process(
         self,
@@ -198,6 +197,7 @@ class _ChunkFn(beam.DoFn):
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
         """Let the rest go."""
+        self._watch.finish(self._closed + self._held)
         for chunk in self._open.values():
             yield self._close(chunk)
 
@@ -214,6 +214,7 @@ class _ChunkFn(beam.DoFn):
     def _close(self, chunk: _Open) -> WindowedValue:
         rows, key = chunk.rows, chunk.key
         self._held -= len(rows.times)
+        self._closed += len(rows.times)
         rows.arrivals = [chunk.arrival] * len(rows.times)
         if not self._settings.keyed and self._settings.policy.time_domain is TimeDomain.REAL_TIME:
             self._shard = (self._shard + 1) % self._shards

@@ -7,7 +7,11 @@ from functools import lru_cache
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.transforms.window import GlobalWindow, GlobalWindows
+from apache_beam.options.pipeline_options import PortableOptions
+from apache_beam.runners.portability.portable_runner import PortableRunner
+from apache_beam.runners.portability.prism_runner import PrismRunner
+from apache_beam.transforms.util import ReshufflePerKey
+from apache_beam.transforms.window import GlobalWindow, GlobalWindows, TimestampCombiner
 from apache_beam.utils.timestamp import MIN_TIMESTAMP, Timestamp
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -50,6 +54,49 @@ class PackFn(beam.DoFn):
 def at(value: Any, micros: int) -> WindowedValue:
     """Return a value in the global window with an event time."""
     return GlobalWindows.windowed_value(value, timestamp_of(micros))
+
+
+def apart(chunks: beam.PCollection[Any]) -> beam.PCollection[Any]:
+    """Return the chunks of bounded input for a stateful step that is a stage of its own.
+
+    FnApiRunner, which DirectRunner picks for bounded input, knows the timers of a stage by their name alone: of two
+    stateful steps in one stage, as on one source, the second one's timers go to the first, and what it holds is lost.
+    A key's chunks stay in their order. Runners behind a job server have no need of it, and Flink does not know the
+    windows in between.
+    """
+    if not chunks.is_bounded or _is_remote(chunks.pipeline) or _is_prism(chunks.pipeline):
+        return chunks
+    return chunks | "Chunks apart" >> ReshufflePerKey()
+
+
+def gathered(chunks: beam.PCollection[tuple[Any, bytes]]) -> beam.PCollection[tuple[Any, bytes]]:
+    """Return the chunks of bounded input, none before all of its key are there, for a stateful step as :func:`apart`.
+
+    A timer at the earliest element says only that nothing earlier is to come: where input has timestamps, as that of
+    two sources, a runner may fire it before the rest is there. Each chunk gets the earliest timestamp of its key. A
+    job server's runner fires no timer of bounded input so early, and Flink cannot hold a large group.
+    """
+    if not chunks.is_bounded or _is_remote(chunks.pipeline):
+        return chunks
+    earliest = beam.WindowInto(GlobalWindows(), timestamp_combiner=TimestampCombiner.OUTPUT_AT_EARLIEST)
+    parts = beam.FlatMapTuple(lambda key, group: ((key, chunk) for chunk in group))
+    return (
+        chunks
+        | "Earliest" >> earliest
+        | "Gather" >> beam.GroupByKey()
+        | "Part" >> parts.with_output_types(chunks.element_type)
+        | "Global window again" >> beam.WindowInto(GlobalWindows())
+    )
+
+
+def _is_remote(pipeline: beam.Pipeline) -> bool:
+    """Return whether a job server elsewhere runs a pipeline, as Flink's does."""
+    is_embedded = pipeline.options.view_as(PortableOptions).job_endpoint == "embed"
+    return isinstance(pipeline.runner, PortableRunner) and not is_embedded and not _is_prism(pipeline)
+
+
+def _is_prism(pipeline: beam.Pipeline) -> bool:
+    return isinstance(pipeline.runner, PrismRunner)
 
 
 @lru_cache(maxsize=1024)  # what is released together leaves together

@@ -19,7 +19,7 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.utils.timestamp import Timestamp
 
 import contbatch.transforms.coders  # noqa: F401  registers the coders
-from contbatch.transforms.chunks import END, MILLI, at, timestamp_of
+from contbatch.transforms.chunks import END, MILLI, at, gathered, timestamp_of
 from contbatch.transforms.codecs import Codec
 from contbatch.transforms.events import END_OF_TIME, MICROS, Event, Kind
 from contbatch.transforms.learning.join import WHY, Refusal, Terms, Unusable, read_labels
@@ -105,14 +105,16 @@ class JoinFeedback(beam.PTransform):
         join = beam.ParDo(_JoinFn(self._terms, self._stride, events.is_bounded)).with_output_types(
             Example, late=Failed, failed=Failed
         )
-        done = chunks.chunks | "Join" >> join.with_outputs("late", "failed", main="examples")
-        examples, late, failed = done.examples, done.late, done.failed
+        done = gathered(chunks.chunks) | "Join" >> join.with_outputs("late", "failed", main="examples")
+        examples, late, failed, refused = done.examples, done.late, done.failed, chunks.refused
         if events.is_bounded:
             # Fused with another stateful step, FnApiRunner would fire that one's timers before these.
             examples = examples | "Apart" >> beam.Reshuffle()
             late, failed = late | "Late apart" >> beam.Reshuffle(), failed | "Failed apart" >> beam.Reshuffle()
+            # Flattened once more behind this transform, Flink's batch runner would not know where it comes from.
+            refused = refused | "Refused apart" >> beam.Reshuffle()
         examples.late = late
-        examples.failed = (failed, chunks.refused) | "Failed" >> beam.Flatten()
+        examples.failed = (failed, refused) | "Failed" >> beam.Flatten()
         return examples
 
 

@@ -14,6 +14,7 @@ from apache_beam import coders
 from apache_beam.utils.timestamp import Timestamp
 
 from contbatch.transforms.chunks import at
+from contbatch.transforms.coders import RecordCoder
 from contbatch.transforms.learning.batches import Batch, unpack_batch
 from contbatch.transforms.learning.learner import Arrays, prefixed, unprefixed
 from contbatch.transforms.learning.metrics import log_loss
@@ -35,7 +36,7 @@ class BadChunk(NamedTuple):
     chunk: bytes
 
 
-coders.registry.register_coder(BadChunk, coders.RowCoder)
+coders.registry.register_coder(BadChunk, RecordCoder)
 
 
 class Read(NamedTuple):

@@ -14,7 +14,7 @@ from apache_beam.transforms.window import GlobalWindows
 
 import contbatch.transforms.coders  # noqa: F401  registers the coders
 from contbatch.transforms.batching import BatchPolicy
-from contbatch.transforms.chunks import MILLI, PackFn
+from contbatch.transforms.chunks import MILLI, PackFn, gathered
 from contbatch.transforms.codecs import Codec
 from contbatch.transforms.events import MICROS, Event
 from contbatch.transforms.learning import GatePolicy, Learner, Order, PrequentialConfig
@@ -115,11 +115,8 @@ class PredictThenLearn(beam.PTransform):
         )
         if not isinstance(events.windowing.windowfn, GlobalWindows):
             events |= "Window" >> beam.WindowInto(GlobalWindows())
-        return (
-            events
-            | "Chunk" >> beam.ParDo(PackFn()).with_output_types(tuple[str, bytes])
-            | "Run" >> run.with_outputs("learned", "failed", "published", main="predictions")
-        )
+        chunks = events | "Chunk" >> beam.ParDo(PackFn()).with_output_types(tuple[str, bytes])
+        return gathered(chunks) | "Run" >> run.with_outputs("learned", "failed", "published", main="predictions")
 
 
 class OnlineUpdate(beam.PTransform):
@@ -135,7 +132,8 @@ class OnlineUpdate(beam.PTransform):
     them against the scores that were given there, and need not predict the requests again.
 
     A deterministic trainer gives the same versions, bit by bit, for the same events in any order of arrival. It waits
-    for the watermark; another one learns what comes as it comes.
+    for the watermark; another one learns what comes as it comes. Where the store has versions of an earlier job, or of
+    what a failure has undone, it names its own by a later epoch, so that those serve.
 
     Args:
         learner: the model.
