@@ -4,31 +4,57 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
+from types import FrameType
 from typing import Any, NoReturn
 
-from contbatch.pipelines import models
+from contbatch.pipelines import flink_command, models
 from contbatch.pipelines.datasets import DATASETS, load
-from contbatch.pipelines.errors import JobError, UsageError
+from contbatch.pipelines.errors import JobError, Stopped, UsageError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns 0, 1 for a job that did not end well, or 2 for one that cannot be done."""
+    """Run a command; returns 0, 1 for a job that did not end well, 2 for one that cannot be done, or 128 + a signal."""
     try:
         parser, ours = _parser()
         args, flags = parser.parse_known_args(argv)
         if args.command is None:
             parser.print_help()
             return 0
-        return models.run(args, flags) if args.command == "models" else _personalize(args, flags, ours)
+        run = _COMMANDS.get(args.command)
+        if run:
+            return run(args, flags)
+        with _sigterm_as_interrupt():
+            return _personalize(args, flags, ours)
     except (UsageError, JobError) as error:
         print(f"contbatch: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except Stopped as stopped:
+        print(f"contbatch: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal
     except KeyboardInterrupt:
         print("contbatch: stopped", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """End in order at SIGTERM, as at Ctrl-C: else a Prism that Beam has started would be left behind."""
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        name = signal.Signals(number)
+        raise Stopped(name, False, f"stopped by {name.name}")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -102,8 +128,24 @@ def _parser() -> tuple[argparse.ArgumentParser, list[str]]:
         help="share of the requests after which the first version is kept as the frozen model",
     )
     add("--spread_ties", action="store_true", help="requests of one instant follow each other by a microsecond")
+    add("--grace", type=float, default=30.0, help="seconds from SIGINT or SIGTERM in which --form=parallel may drain")
+    add("--flink_rest", help="of a job on Flink: address of the JobManager's REST interface, as localhost:8081")
     text = "look into a model store, and choose which version serves"
     models.add_arguments(commands.add_parser("models", help=text, description=f"{text.capitalize()}."), _HelpFormatter)
+    text = "list, cancel and savepoint the jobs of a Flink cluster"
+    flink = commands.add_parser("flink", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    flink_command.add_arguments(flink, _HelpFormatter)
+    text = "start workers for jobs with --environment_type=EXTERNAL, with the options of the job"
+    pool = commands.add_parser(
+        "worker-pool",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}. A pool serves one job at a time; give every TaskManager its own.",
+        formatter_class=_HelpFormatter,
+        allow_abbrev=False,
+    )
+    # --service_port is what Beam's own pool calls it.
+    pool.add_argument("--port", "--service_port", type=int, default=50_000, help="to listen on; 0 for a free one")
+    pool.add_argument("--host", default="localhost", help="to listen on; 0.0.0.0 for every network")
     return parser, list(personalize._option_string_actions)
 
 
@@ -124,6 +166,17 @@ def _either(given: Any, default: Any) -> Any:
     return default if given is None else given
 
 
+def _worker_pool(args: argparse.Namespace, unknown: Sequence[str]) -> int:
+    if unknown:
+        raise UsageError(f"unknown argument {unknown[0]}; see `contbatch worker-pool --help`")
+    from contbatch.pipelines.worker_pool import run
+
+    return run(args.host, args.port)
+
+
+_COMMANDS = {"models": models.run, "flink": flink_command.run, "worker-pool": _worker_pool}
+
+
 def _personalize(args: argparse.Namespace, flags: Sequence[str], ours: Sequence[str]) -> int:
     from rich.console import Console
 
@@ -140,10 +193,12 @@ def _personalize(args: argparse.Namespace, flags: Sequence[str], ours: Sequence[
 
         logging.getLogger().setLevel(logging.WARNING)
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)  # its tracebacks: ours go to a file
-        options = pipeline_options(flags, ours)
+        live = args.form == "parallel"
+        options = pipeline_options(flags, ours, streaming=live, ends=live, flink_rest=args.flink_rest)
         if not 0 <= args.freeze <= 1:
             raise UsageError(f"freeze is {args.freeze}; give a share, 0 to 1")
-        live = args.form == "parallel"
+        if not args.grace >= 0:
+            raise UsageError(f"grace is {args.grace}; give seconds, 0 or more")
         try:
             dataset, defaults = load(args.dataset), DATASETS[args.dataset]
             data = dataset.find(args.data)
@@ -167,11 +222,24 @@ def _personalize(args: argparse.Namespace, flags: Sequence[str], ours: Sequence[
         except (ValueError, OSError) as error:
             raise UsageError(str(error)) from error
         monitor.say("predicting and learning", requests)
-        seconds = run(config, options)
+        started, stopped = time.monotonic(), None
+        try:
+            run(config, options, args.grace, args.flink_rest, _say)
+        except Stopped as stop:
+            if not stop.drained:
+                raise
+            stopped = stop
+        seconds = time.monotonic() - started
         monitor.say("summing up")
         summary = summarise(config, options.view_as(StandardOptions).runner, seconds)
     show(summary, config.out, Console())
+    if stopped:
+        raise stopped
     return 0
+
+
+def _say(text: str) -> None:
+    print(f"contbatch: {text}", file=sys.stderr)
 
 
 if __name__ == "__main__":

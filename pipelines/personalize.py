@@ -6,7 +6,7 @@ import math
 import os
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from contbatch.pipelines.datasets import Dataset
 from contbatch.pipelines.errors import JobError, UsageError
 from contbatch.pipelines.files import Tally, WriteCounts, WriteRecords, write_text
 from contbatch.pipelines.infer import infer
+from contbatch.pipelines.stopping import GRACE, run_until_stopped
 from contbatch.pipelines.train import train
 from contbatch.transforms import (
     BatchPolicy,
@@ -187,11 +188,25 @@ def _events(dataset: Dataset, data: str, feedback_delay: float | None, spread_ti
             yield item
 
 
-def run(config: PersonalizeConfig, options: PipelineOptions) -> float:
+def run(
+    config: PersonalizeConfig,
+    options: PipelineOptions,
+    grace: float = GRACE,
+    flink_rest: str | None = None,
+    say: Callable[[str], None] = print,
+) -> float:
     """Run the job to its end and return its seconds.
+
+    Args:
+        config: what it does.
+        options: where.
+        grace: seconds from a signal in which the live form may drain.
+        flink_rest: address of Flink's REST interface, if that is where it runs.
+        say: is told what is done about a signal.
 
     Raises:
         UsageError: the output folder cannot be written.
+        Stopped: a signal ended it.
         JobError: the pipeline failed; the details are in a file that the text names.
     """
     _clear(config.out)
@@ -203,7 +218,7 @@ def run(config: PersonalizeConfig, options: PipelineOptions) -> float:
     except ValueError as error:
         raise UsageError(str(error)) from error
     try:
-        state = pipeline.run().wait_until_finish()
+        state = run_until_stopped(pipeline, grace=grace, flink_rest=flink_rest, say=say)
     except Exception as error:
         log = FileSystems.join(config.out, ERRORS)
         write_text(log, traceback.format_exc())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from apache_beam.utils.timestamp import Timestamp
 from apache_beam.utils.windowed_value import create
 
 from contbatch.transforms.batching import BatchPolicy, Reason
+from contbatch.transforms.bundle_watch import BundleWatch, allowed_wait, warn
 from contbatch.transforms.engine.batches import BatchDevice
 from contbatch.transforms.engine.call import with_version
 from contbatch.transforms.engine.dispatch import Delivery, Shed, Task, Work
@@ -104,6 +106,9 @@ class InferSettings:
 class InferFn(beam.DoFn):
     """Elements of the global window to predictions, and to the outputs ``shed`` and ``failed``."""
 
+    _watched = True
+    """Whether bundles come as elements do, so that it says something how far apart they begin."""
+
     def __init__(self, settings: InferSettings) -> None:
         self._settings = settings
         self._metrics = InferMetrics(settings.namespace)
@@ -120,10 +125,12 @@ class InferFn(beam.DoFn):
         self._most_held = min(policy.max_size, _MOST_HELD)
         self._asks = bool(policy.deadline_fn or policy.weight_fn or policy.length_fn or policy.priority_fn)
         self._flatten = settings.handler.should_skip_batching()
+        self._watch = BundleWatch(allowed_wait(policy) if self._watched else math.inf, self._now)
         self._work = Work()
 
     def start_bundle(self) -> None:
         """Begin anew; what a bundle that failed has left is given up."""
+        warn(self._watch.start())
         self._engine.end(self._work)
         self._work = self._engine.begin()
         self._tasks: list[Task] = []
@@ -146,6 +153,7 @@ class InferFn(beam.DoFn):
     def finish_bundle(self) -> Iterator[Any]:
         """Hand over the rest, and emit the last outcomes."""
         yield from self._hand_over()
+        self._watch.finish(self._seen)
         yield from self._emit(self._engine.wait(self._work))
         self._engine.end(self._work)
         if self._bad > self._settings.threshold * self._seen:
@@ -248,6 +256,8 @@ class WindowedInferFn(InferFn):
 
 class InferBatchesFn(InferFn):
     """The same for elements that come as micro-batches: each leaves with its own time where the watermark allows it."""
+
+    _watched = False
 
     def process(
         self,

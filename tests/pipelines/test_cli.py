@@ -26,6 +26,26 @@ def test_help_needs_no_beam_and_names_every_flag_of_ours() -> None:
     assert "(default: movielens 5, flights as in the data)" in " ".join(done.stdout.split())
 
 
+@pytest.mark.parametrize("arguments", [["personalize"], ["flink"], ["flink", "savepoint"], ["worker-pool"], ["models"]])
+def test_help_imports_no_beam(arguments: list[str]) -> None:
+    text = (
+        "import sys\n"
+        "from contbatch.pipelines.cli import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "finally:\n    assert not {'apache_beam', 'numpy', 'grpc'} & {*sys.modules}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", text, *arguments, "--help"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "usage: " in done.stdout
+
+
+def test_a_pool_has_no_other_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["worker-pool", "--prot=1"]) == 2
+    assert capsys.readouterr().err == "contbatch: unknown argument --prot=1; see `contbatch worker-pool --help`\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -39,6 +59,12 @@ def test_help_needs_no_beam_and_names_every_flag_of_ours() -> None:
         (["personalize", "--max_size=0"], "max_size is 0; give a whole number of elements, 1 or more"),
         (["personalize", "--max_delay=nan"], "max_delay is nan; give seconds, 0 or more, or math.inf"),
         (["personalize", "--feedback_delay=-1"], "feedback_delay is -1.0; give a finite number of seconds, 0 or more"),
+        (["personalize", "--grace=-1"], "grace is -1.0; give seconds, 0 or more"),
+        (["personalize", "--grace=nan"], "grace is nan; give seconds, 0 or more"),
+        (
+            ["personalize", "--runner=PortableRunner", "--job_endpoint=localhost:1"],
+            r"no job server answers at localhost:1 \(\[Errno 111\] Connection refused\); start one, or give its addr",
+        ),
         (["personalize", "--freeze=2"], "freeze is 2.0; give a share, 0 to 1"),
         (["personalize", "--ttl=1"], "ttl is 1.0 s; give at least the policy's max_delay, 5.0 s"),
         (["personalize", "--seed=-1"], "seed is -1; give 0 or more"),
