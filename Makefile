@@ -6,7 +6,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --no-deps
 PEERS := .venv-peers/bin/python
 
-.PHONY: help demo test runners test-runners lint types bench bench-peers lock clean
+.PHONY: help demo test runners test-runners lint types bench soak bench-peers lock clean
 
 help: ## list the chores
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST)
@@ -31,9 +31,12 @@ types: .venv/dev build/typing ## check types
 	MYPYPATH=build/typing $(BIN)/mypy -p contbatch
 
 bench: .venv/dev ## run one benchmark: make bench NAME=deadlines; without NAME, all of them
-	@failed=; for name in $(or $(NAME),$(basename $(filter-out harness.py figures.py models.py,$(notdir $(wildcard benchmarks/*.py))))); do \
+	@failed=; for name in $(or $(NAME),$(basename $(filter-out harness.py figures.py models.py soak.py,$(notdir $(wildcard benchmarks/*.py))))); do \
 		$(BIN)/python -m benchmarks.$$name || failed="$$failed $$name"; \
 	done; test -z "$$failed" || { echo "goals missed in:$$failed"; exit 1; }
+
+soak: .venv/dev ## run inference and a trainer for 20 minutes on Prism, then on Flink
+	$(BIN)/python -m benchmarks.soak both
 
 bench-peers: .venv-peers/done ## install what the benchmarks compare with
 

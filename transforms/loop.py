@@ -30,7 +30,7 @@ from apache_beam.utils.timestamp import Timestamp
 from contbatch.transforms import progress
 from contbatch.transforms.chunks import END, at, timestamp_of
 from contbatch.transforms.events import END_OF_TIME, MICROS, Event, extent, pack, unpack
-from contbatch.transforms.learning import ModelStore, PrequentialConfig, Version
+from contbatch.transforms.learning import ModelStore, Order, PrequentialConfig, Version
 from contbatch.transforms.learning.journal import Journal, Position
 from contbatch.transforms.learning.prequential import PrequentialLoop, Restored, Skewed
 from contbatch.transforms.records import Failed, Learned, Prediction, Published
@@ -220,7 +220,10 @@ class EventTimeFn(beam.DoFn):
         """Let the model's loop process sorted events, and record that it has."""
         rebuilt = self._journal.rebuilt
         loop = self._journal.open(model, head.position, (entry for entry in log.read()))
-        self._rebuilt.inc(self._journal.rebuilt - rebuilt)
+        rebuilt = self._journal.rebuilt - rebuilt
+        self._rebuilt.inc(rebuilt)
+        if rebuilt or not head.position.chain:
+            self._supersede(model, head, loop, log)
         yield from self._restore(model, head, loop, hold, log)
         for output in loop.advance(events, upto, is_complete):
             yield from self._emit(model, output, hold)
@@ -231,6 +234,18 @@ class EventTimeFn(beam.DoFn):
             log.clear()
         else:
             log.add(entry)
+
+    def _supersede(self, model: str, head: _Head, loop: PrequentialLoop[Any], log: Any) -> None:
+        """Begin another epoch where the store has versions of a line that was lost, with what it learned, in a failure.
+
+        In the order of arrival another cut of the same events comes to fewer versions or more, and the lost ones would
+        go on serving. In the order of event time the same versions come again.
+        """
+        if self._settings.config.order is Order.ARRIVAL:
+            newest = next(self._store.newest(model), None)
+            if newest is not None and loop.is_behind(newest.version):
+                head.position, entry = self._journal.branch(model, head.position, loop, newest.version)
+                log.add(entry)
 
     def _restore(self, model: str, head: _Head, loop: PrequentialLoop[Any], hold: int, log: Any) -> Iterator[Any]:
         """Do what an operator has asked for since: the last restore counts."""

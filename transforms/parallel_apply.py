@@ -27,13 +27,16 @@ from apache_beam.transforms.timeutil import TimeDomain
 from apache_beam.transforms.userstate import BagStateSpec, ReadModifyWriteStateSpec, TimerSpec, on_timer
 from apache_beam.utils.timestamp import Timestamp
 
-import contbatch.transforms.coders  # noqa: F401  registers the coders
 from contbatch.transforms.chunks import END, at
+from contbatch.transforms.coders import RecordCoder
 from contbatch.transforms.learning.shelf import extend
 from contbatch.transforms.learning.staleness import Applier, Fate, GradientLearner, OnStale
 from contbatch.transforms.learning.store import ModelStore
 from contbatch.transforms.parallel_gradient import INITIAL, Message, Read
 from contbatch.transforms.records import Published
+
+_THIN_EVERY = 32
+"""Versions after which old ones are thinned out."""
 
 
 class Update(NamedTuple):
@@ -56,7 +59,7 @@ class Update(NamedTuple):
     model: str
 
 
-coders.registry.register_coder(Update, coders.RowCoder)
+coders.registry.register_coder(Update, RecordCoder)
 
 
 @dataclass
@@ -143,6 +146,7 @@ class ApplyFn(beam.DoFn):
         """Start without a cache."""
         self._store = ModelStore(self._folder)
         self._cache: tuple[str, Applier[Any]] | None = None
+        self._published = 0
 
     def start_bundle(self) -> None:
         """Read the head anew: the bundle before may have failed."""
@@ -247,6 +251,9 @@ class ApplyFn(beam.DoFn):
             time=head.time,
             config={"learner": repr(self._learner), "bound": str(self._bound), "on_stale": self._on_stale},
         )
+        self._published += 1
+        if self._published % _THIN_EVERY == 0:
+            self._store.thin(self._model)
         oldest = applier.version - self._bound
         head.published = [read for read in head.published if read.step >= oldest]
         head.published.append(Read(head.epoch, applier.version, manifest.digest))

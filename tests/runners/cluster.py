@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -16,12 +17,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
+from tests.runners.alive import processes
 from tests.runners.binaries import classpath
 from tests.runners.processes import free_ports, is_open, start, wait_for
 
 SLOTS = 4
-LIVE = ("--streaming", "--checkpointing_interval=2000", "--max_bundle_time_mills=50")
+LIVE = (
+    "--streaming",
+    "--checkpointing_interval=2000",
+    "--max_bundle_time_mills=50",
+    "--finish_bundle_before_checkpointing",
+)
 """Flags of a streaming job."""
 
 _OPENED = (
@@ -46,6 +54,9 @@ _MEMORY = {
     "taskmanager.memory.jvm-overhead.min": "192m",
     "taskmanager.memory.jvm-overhead.max": "192m",
 }
+
+
+_ENDED = ("CANCELED", "FAILED", "FINISHED")
 
 
 class FlinkCluster:
@@ -84,8 +95,8 @@ class FlinkCluster:
         self.start_taskmanager()
         wait_for("the cluster's slots", lambda: self.rest("overview")["slots-total"] >= SLOTS, folder)
         ports = [f"--{name}-port={port}" for name, port in zip(("artifact", "expansion"), free_ports(2), strict=True)]
-        small = next(jar for jar in classpath().split(os.pathsep) if "slf4j-simple" in jar)  # goes with each job
-        server = ["-cp", small, str(Path(__file__).with_name("JobServer.java")), classpath()]
+        hidden = ["-Djava.system.class.loader=HiddenJars", f"-Djars={classpath()}", "-cp", str(_hidden_jars(folder))]
+        server = [*hidden, "org.apache.beam.runners.flink.FlinkJobServerDriver"]
         master = f"--flink-master=localhost:{self._rest}"
         self._java("jobserver", [*server, "--job-host=localhost", f"--job-port={self._jobs}", *ports, master])
         wait_for("the job server", lambda: is_open(self._jobs), folder)
@@ -95,17 +106,85 @@ class FlinkCluster:
         memory = [part for name, value in _MEMORY.items() for part in ("-D", f"{name}={value}")]
         self.taskmanager = self._java("taskmanager", [*self._runtime("taskexecutor.TaskManagerRunner"), *memory])
 
-    def rest(self, path: str) -> Any:
-        """Return what the cluster's REST interface says at a path."""
-        with urllib.request.urlopen(f"http://localhost:{self._rest}/{path}", timeout=5) as answer:
-            return json.load(answer)
+    def kill_taskmanager(self) -> None:
+        """Kill the TaskManager with SIGKILL."""
+        self.taskmanager.kill()
+        self.taskmanager.wait()
+
+    def workers(self, flags: Sequence[str]) -> list[int]:
+        """Return the process ids of the workers that a job's pool has started and that are alive."""
+        (port,) = (flag.rpartition(":")[2] for flag in flags if flag.startswith("--environment_config="))
+        alive = processes()
+        pools = {each.pid for each in alive if f"--service_port={port}" in each.command.split()}
+        return sorted(each.pid for each in alive if each.parent in pools)
+
+    def kill_worker(self, flags: Sequence[str]) -> None:
+        """Kill a job's worker with SIGKILL, and one that a dead TaskManager may have left.
+
+        Raises:
+            LookupError: it has none.
+        """
+        workers = self.workers(flags)
+        if not workers:
+            raise LookupError("the job has no worker now")
+        for worker in workers:
+            os.kill(worker, signal.SIGKILL)
+
+    def job(self, name: str) -> str:
+        """Return the id of the job that runs under a name.
+
+        Raises:
+            LookupError: none does.
+        """
+        for job in self.rest("jobs/overview")["jobs"]:
+            if job["name"].startswith(name) and job["state"] == "RUNNING":
+                return str(job["jid"])
+        raise LookupError(f"no job {name} runs")
+
+    def state(self, job: str) -> str:
+        """Return in which state a job is, as Flink names it."""
+        return str(self.rest(f"jobs/{job}")["state"])
+
+    def checkpoints(self, job: str) -> Any:
+        """Return what is known of a job's checkpoints: ``counts``, ``latest``, ``history``."""
+        return self.rest(f"jobs/{job}/checkpoints")
+
+    def cancel(self, job: str) -> None:
+        """Cancel a job, and wait until it has ended: ``PipelineResult.cancel`` would leave it running."""
+        self.rest(f"jobs/{job}?mode=cancel", "PATCH")
+        wait_for("the job's end", lambda: self.state(job) in _ENDED, self._folder)
+
+    def savepoint(self, job: str) -> str:
+        """Cancel a job with a savepoint, wait until it has ended, and return the savepoint's path.
+
+        Raises:
+            RuntimeError: the savepoint failed.
+        """
+        asked = {"target-directory": f"file://{self._folder / 'savepoints'}", "cancel-job": True}
+        path = f"jobs/{job}/savepoints/{self.rest(f'jobs/{job}/savepoints', 'POST', asked)['request-id']}"
+        wait_for("the savepoint", lambda: self.rest(path)["status"]["id"] == "COMPLETED", self._folder)
+        done = self.rest(path)["operation"]
+        if "location" not in done:
+            raise RuntimeError(f"no savepoint of job {job}: {done}")
+        wait_for("the job's end", lambda: self.state(job) in _ENDED, self._folder)
+        return str(done["location"])
+
+    def rest(self, path: str, method: str = "GET", content: Any = None) -> Any:
+        """Return what the cluster's REST interface answers at a path, ``None`` for nothing."""
+        data = None if content is None else json.dumps(content).encode()
+        headers = {"Content-Type": "application/json"}
+        with urllib.request.urlopen(
+            urllib.request.Request(f"http://localhost:{self._rest}/{path}", data, headers, method=method), timeout=30
+        ) as answer:
+            body = answer.read()
+        return json.loads(body) if body else None
 
     @contextmanager
     def flags(self, *more: str) -> Iterator[list[str]]:
         """Give a job's flags, with a pool of workers of its own."""
         (port,) = free_ports(1)
         with ExitStack() as stack:
-            pool = [sys.executable, "-m", "apache_beam.runners.worker.worker_pool_main", f"--service_port={port}"]
+            pool = [sys.executable, "-m", "contbatch.pipelines.cli", "worker-pool", f"--service_port={port}"]
             start(f"pool-{port}", pool, self._folder, stack)
             wait_for("the pool of workers", lambda: is_open(port), self._folder)
             yield [
@@ -113,6 +192,7 @@ class FlinkCluster:
                 f"--job_endpoint=localhost:{self._jobs}",
                 "--environment_type=EXTERNAL",
                 f"--environment_config=localhost:{port}",
+                f"--flink_master=localhost:{self._rest}",
                 "--experiments=disable_logging_submission_environment",
                 *more,
             ]
@@ -123,3 +203,13 @@ class FlinkCluster:
     def _java(self, name: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         java = [shutil.which("java") or "java", "-Xmx1g", *_LOGGED, *self._flags]
         return start(name, [*java, *arguments], self._folder, self._stack)
+
+
+def _hidden_jars(folder: Path) -> Path:
+    """Return a jar with the loader of classes from jars that are not uploaded with a job; it is uploaded itself."""
+    source = Path(__file__).with_name("HiddenJars.java")
+    subprocess.run([shutil.which("javac") or "javac", "-d", str(folder), str(source)], check=True)
+    jar = folder / "hidden.jar"
+    with ZipFile(jar, "w") as archive:
+        archive.write(folder / "HiddenJars.class", "HiddenJars.class")
+    return jar

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import apache_beam as beam
@@ -19,37 +21,66 @@ from apache_beam.utils.timestamp import MAX_TIMESTAMP, Duration, Timestamp
 
 from contbatch.transforms.coders import EventCoder
 from contbatch.transforms.events import MICROS, Event
+from contbatch.transforms.io.stop import stopping
 
 _MOST = 512
 """Events that leave in one bundle."""
-_REST = 20_000
-"""Microseconds for which the source rests at the least when nothing is due."""
+_REST = 0.02
+"""Seconds for which the source rests at the least when nothing is due."""
 
 Read = Callable[[], Iterable[Event]]
 """Returns the events, in any order; called on the worker, so it must pickle."""
 
+At = Callable[[int], Event]
+"""Returns the event at a place."""
 
-class PacedReplay(beam.PTransform):
-    """Replays events at a given rate, in the order of their time, as an unbounded source that comes to an end.
 
-    Event times become those of the replay: microseconds since the epoch at which each is due. For runners that let a
-    splittable DoFn checkpoint itself: Prism, Flink, Dataflow.
-
-    Args:
-        read: returns the events.
-        count: how many there are.
-        rate: events a second.
-    """
-
-    def __init__(self, read: Read, count: int, rate: float) -> None:
+class _Paced(beam.PTransform):
+    def __init__(self, opener: Callable[[], At], count: int, rate: float, rest: float) -> None:
         super().__init__()
-        self._fn = _PacedFn(read, _checked(rate))
+        if not 0 < rest < math.inf:
+            raise ValueError(f"rest is {rest} s; give seconds above 0")
+        self._fn = _PacedFn(opener, _checked(rate), rest)
         self._count = count
 
     def expand(self, begin: beam.pvalue.PBegin) -> beam.PCollection[Event]:
         """Read, and let go what is due."""
         begin.pipeline.options.view_as(DebugOptions).add_experiment("prism_disable_sdf_split")
         return begin | beam.Create([self._count]) | "Replay" >> beam.ParDo(self._fn).with_output_types(Event)
+
+
+class PacedReplay(_Paced):
+    """Replays events at a given rate, in the order of their time, as an unbounded source that comes to an end.
+
+    Event times become those of the replay: microseconds since the epoch at which each is due. For runners that let a
+    splittable DoFn checkpoint itself: Prism, Flink, Dataflow. It ends early if the sources of its process are stopped
+    (``transforms/io/stop.py``).
+
+    Args:
+        read: returns the events.
+        count: how many there are.
+        rate: events a second.
+        rest: seconds for which it rests at the least when nothing is due; what is due then comes together, so much
+            later. Beam's runner for Flink keeps some 2 KB for every rest as long as the job runs, and of a rest sees
+            the whole seconds only (2.70): there, below 1.1, it rests for as long as a bundle takes.
+    """
+
+    def __init__(self, read: Read, count: int, rate: float, rest: float = _REST) -> None:
+        super().__init__(partial(_in_order, read), count, rate, rest)
+
+
+class PacedEvents(_Paced):
+    """The same for events that are made when they are due, so that they never are in memory together.
+
+    Args:
+        make: returns the event at a place, from 0; called on the worker, so it must pickle.
+        count: how many there are.
+        rate: events a second.
+        rest: see :class:`PacedReplay`.
+    """
+
+    def __init__(self, make: At, count: int, rate: float, rest: float = _REST) -> None:
+        super().__init__(partial(_as_made, make), count, rate, rest)
 
 
 class PacedScript(beam.PTransform):
@@ -80,8 +111,13 @@ class PacedScript(beam.PTransform):
 
 
 class _Whole(RestrictionProvider):
+    """A place for each event, and one for the end, which has a bundle of its own.
+
+    What a bundle gives that a checkpoint has closed leaves Flink when the next one begins.
+    """
+
     def initial_restriction(self, element: int) -> OffsetRange:
-        return OffsetRange(0, element)
+        return OffsetRange(0, element + 1)
 
     def create_tracker(self, restriction: OffsetRange) -> OffsetRestrictionTracker:
         return OffsetRestrictionTracker(restriction)
@@ -101,10 +137,11 @@ class _Due(WatermarkEstimatorProvider):
 
 
 class _PacedFn(beam.DoFn):
-    def __init__(self, read: Read, rate: float) -> None:
-        self._read = read
+    def __init__(self, opener: Callable[[], At], rate: float, rest: float) -> None:
+        self._open = opener
         self._rate = rate
-        self._events: Sequence[Event] = ()
+        self._rest = round(rest * MICROS)
+        self._at: At | None = None
 
     @beam.DoFn.unbounded_per_element()
     def process(
@@ -113,24 +150,25 @@ class _PacedFn(beam.DoFn):
         tracker: RestrictionTrackerView = beam.DoFn.RestrictionParam(_Whole()),  # noqa: B008
         watermark: Any = beam.DoFn.WatermarkEstimatorParam(_Due()),  # noqa: B008
     ) -> Iterator[TimestampedValue]:
-        self._events = self._events or sorted(self._read())
-        position, stop = tracker.current_restriction().start, tracker.current_restriction().stop
+        event_at = self._at = self._at or self._open()
+        position = start = tracker.current_restriction().start
+        stop = tracker.current_restriction().stop - 1
         now = time.time_ns() // 1_000
         # The replay begins when the events have been read.
         began = watermark.current_watermark().micros - _offset(position, self._rate) if position else now
         last = min(stop, position + _MOST)
-        while position < last and (due := began + _offset(position, self._rate)) <= now:
+        while position < last and (due := began + _offset(position, self._rate)) <= now and not stopping():
             if not tracker.try_claim(position):
                 return
-            yield TimestampedValue(self._events[position]._replace(time=due), Timestamp(micros=due))
+            yield TimestampedValue(event_at(position)._replace(time=due), Timestamp(micros=due))
             position += 1
-        if position == stop:
+        if start == stop or stopping():
             watermark.set_watermark(MAX_TIMESTAMP)
             tracker.try_claim(stop)
             return
         due = began + _offset(position, self._rate)
         watermark.set_watermark(Timestamp(micros=due))
-        tracker.defer_remainder(Duration(micros=max(due - now, _REST) if due > now else 0))
+        tracker.defer_remainder(Duration(micros=max(due - now, self._rest) if due > now else 0))
 
 
 _BEGAN: dict[str, int] = {}
@@ -144,9 +182,18 @@ class _WaitFn(beam.DoFn):
     def process(self, event: Event) -> Iterator[Event]:
         now = time.time_ns() // 1_000
         due = _BEGAN.setdefault(self._replay, now - event.time) + event.time
-        if due > now:
+        if due > now and not stopping():
             time.sleep((due - now) / MICROS)
-        yield event._replace(time=due)
+        if not stopping():
+            yield event._replace(time=due)
+
+
+def _in_order(read: Read) -> At:
+    return sorted(read()).__getitem__
+
+
+def _as_made(make: At) -> At:
+    return make
 
 
 def _offset(position: int, rate: float) -> int:

@@ -21,7 +21,7 @@ from contbatch.transforms.events import END_OF_TIME, Event, pack, unpack
 from contbatch.transforms.learning import shelf
 from contbatch.transforms.learning.config import PrequentialConfig
 from contbatch.transforms.learning.lineage import Version
-from contbatch.transforms.learning.manifest import NOTHING, Restore
+from contbatch.transforms.learning.manifest import NOTHING, Restore, ordered
 from contbatch.transforms.learning.prequential import PrequentialLoop
 from contbatch.transforms.learning.shelf import extend
 from contbatch.transforms.learning.store import ModelStore, StoreError
@@ -95,6 +95,8 @@ class Journal:
         for entry in sorted(log):
             if entry[8:9] == _RESTORE:
                 self._restore(model, loop, Restore.of(entry[9:].decode()))
+            elif entry[8:9] == _BRANCH:
+                loop.branch(int(entry[9:]))
             else:
                 upto, events = _decode(entry)
                 for _ in loop.advance(events, upto, entry[8:9] == _STRETCH):
@@ -116,11 +118,26 @@ class Journal:
             StoreError: there is no such version, or it is damaged.
         """
         version = self._restore(model, loop, restore)
-        entry = position.stretches.to_bytes(8, "big") + _RESTORE + restore.name.encode()
+        return *self._decided(model, position, loop, _RESTORE + restore.name.encode()), version
+
+    def branch(self, model: str, position: Position, loop: PrequentialLoop[Any], newest: str) -> tuple[Position, bytes]:
+        """Let a loop name its versions by a later epoch than the newest version, which is of a line that was lost.
+
+        Returns:
+            the new position, and the entry to append to the log.
+        """
+        epoch = ordered(newest)[0] + 1
+        loop.branch(epoch)
+        return self._decided(model, position, loop, _BRANCH + str(epoch).encode())
+
+    def _decided(
+        self, model: str, position: Position, loop: PrequentialLoop[Any], decision: bytes
+    ) -> tuple[Position, bytes]:
+        """Return the position after a decision, and its entry in the log."""
+        entry = position.stretches.to_bytes(8, "big") + decision
         chain = extend(position.chain, entry)
-        position = Position(position.snapshot, chain, position.stretches + 1, position.events)
         self._keep(model, chain, loop)
-        return position, entry, version
+        return Position(position.snapshot, chain, position.stretches + 1, position.events), entry
 
     def _restore(self, model: str, loop: PrequentialLoop[Any], restore: Restore) -> Version:
         if restore.target == NOTHING:
@@ -164,8 +181,8 @@ class Journal:
         shelf.put(self._transform, model, chain, loop, self._clock)
 
 
-_STRETCH, _ARRIVED, _RESTORE = b"E", b"A", b"R"
-"""What an entry of the log is, after its number: a stretch that is complete or is not, or a restore."""
+_STRETCH, _ARRIVED, _RESTORE, _BRANCH = b"E", b"A", b"R", b"B"
+"""What an entry of the log is, after its number: a stretch that is complete or is not, a restore, or a later epoch."""
 
 
 def _encode(number: int, upto: int, events: Sequence[Event], is_complete: bool) -> bytes:

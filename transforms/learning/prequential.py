@@ -30,7 +30,7 @@ from contbatch.transforms.learning.intake import Intake
 from contbatch.transforms.learning.join import Refusal
 from contbatch.transforms.learning.learner import Arrays, Columns, prefixed, prepare, unprefixed
 from contbatch.transforms.learning.lineage import Lineage, Version
-from contbatch.transforms.learning.manifest import Restore
+from contbatch.transforms.learning.manifest import Restore, ordered
 from contbatch.transforms.learning.observed import Observed
 from contbatch.transforms.learning.skew import SkewMonitor
 from contbatch.transforms.learning.wire import dump_event, load_event, served_of
@@ -276,6 +276,14 @@ class PrequentialLoop(Generic[State]):
         self._lineage.restore(restore)
         self._gate.restore(learner.init() if arrays is None else learner.load(arrays), self._lineage.step)
         return self._version()
+
+    def is_behind(self, newest: str) -> bool:
+        """Return whether there is a version that this loop has not come to."""
+        return ordered(newest) > (self._lineage.epoch, self._lineage.step)
+
+    def branch(self, epoch: int) -> None:
+        """Name versions by a later epoch from here on."""
+        self._lineage.epoch = epoch
 
     def _late(self, event: Event) -> Failed:
         why = f"arrived when everything up to event time {self._frontier / MICROS:.6f} s was already done"

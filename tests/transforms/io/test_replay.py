@@ -8,7 +8,7 @@ import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from contbatch.transforms.io.replay import PacedReplay, PacedScript
+from contbatch.transforms.io.replay import PacedEvents, PacedReplay, PacedScript
 from contbatch.transforms.testing import Sink
 
 
@@ -31,4 +31,16 @@ def test_a_rate_outside_its_range_is_refused(rate: float) -> None:
 
 def test_a_source_travels(small: Any) -> None:
     source = pickle.loads(pickle.dumps(PacedReplay(partial(list, small.events(2)), 4, 10.0)))  # noqa: S301
-    assert list(source._fn._read()) == small.events(2)
+    event_at = source._fn._open()
+    assert [event_at(place) for place in range(4)] == sorted(small.events(2))
+
+
+def test_events_that_are_made_are_made_one_by_one(small: Any) -> None:
+    source = pickle.loads(pickle.dumps(PacedEvents(partial(small.label, seconds=1.0), 10**9, 10.0)))  # noqa: S301
+    assert source._fn._open()(7) == small.label(7, 1.0)
+
+
+@pytest.mark.parametrize("rest", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_rest_outside_its_range_is_refused(rest: float) -> None:
+    with pytest.raises(ValueError, match=f"rest is {rest} s; give seconds above 0"):
+        PacedReplay(list, 0, 1.0, rest)
