@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
 
+from contbatch.pipelines.flink import Flink
 from tests.runners.alive import processes
 from tests.runners.binaries import classpath
 from tests.runners.processes import free_ports, is_open, start, wait_for
@@ -56,9 +57,6 @@ _MEMORY = {
 }
 
 
-_ENDED = ("CANCELED", "FAILED", "FINISHED")
-
-
 class FlinkCluster:
     """A running cluster.
 
@@ -67,19 +65,25 @@ class FlinkCluster:
         stack: stops the processes.
 
     Attributes:
+        folder: that was given.
+        address: of its REST interface.
+        flink: the cluster by that interface.
+        jobs: the port of Beam's job server.
         taskmanager: its process.
     """
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self._folder = folder
+        self.folder = folder
         self._stack = stack
-        self._rest, rpc, self._jobs = free_ports(3)
+        rest, rpc, self.jobs = free_ports(3)
+        self.address = f"localhost:{rest}"
+        self.flink = Flink(self.address)
         conf = {
             "jobmanager.rpc.address": "localhost",
             "jobmanager.rpc.port": rpc,
             "rest.address": "localhost",
             "rest.bind-address": "localhost",
-            "rest.port": self._rest,
+            "rest.port": rest,
             "taskmanager.host": "localhost",
             "taskmanager.bind-host": "localhost",
             "taskmanager.numberOfTaskSlots": SLOTS,
@@ -97,9 +101,9 @@ class FlinkCluster:
         ports = [f"--{name}-port={port}" for name, port in zip(("artifact", "expansion"), free_ports(2), strict=True)]
         hidden = ["-Djava.system.class.loader=HiddenJars", f"-Djars={classpath()}", "-cp", str(_hidden_jars(folder))]
         server = [*hidden, "org.apache.beam.runners.flink.FlinkJobServerDriver"]
-        master = f"--flink-master=localhost:{self._rest}"
-        self._java("jobserver", [*server, "--job-host=localhost", f"--job-port={self._jobs}", *ports, master])
-        wait_for("the job server", lambda: is_open(self._jobs), folder)
+        master = f"--flink-master={self.address}"
+        self._java("jobserver", [*server, "--job-host=localhost", f"--job-port={self.jobs}", *ports, master])
+        wait_for("the job server", lambda: is_open(self.jobs), folder)
 
     def start_taskmanager(self) -> None:
         """Start the TaskManager: the first, or another one in place of one that is dead."""
@@ -136,48 +140,23 @@ class FlinkCluster:
         Raises:
             LookupError: none does.
         """
-        for job in self.rest("jobs/overview")["jobs"]:
-            if job["name"].startswith(name) and job["state"] == "RUNNING":
-                return str(job["jid"])
+        for job in self.flink.jobs():
+            if job.name == name and not job.ended:
+                return job.id
         raise LookupError(f"no job {name} runs")
 
-    def state(self, job: str) -> str:
-        """Return in which state a job is, as Flink names it."""
-        return str(self.rest(f"jobs/{job}")["state"])
-
-    def checkpoints(self, job: str) -> Any:
-        """Return what is known of a job's checkpoints: ``counts``, ``latest``, ``history``."""
-        return self.rest(f"jobs/{job}/checkpoints")
-
     def cancel(self, job: str) -> None:
-        """Cancel a job, and wait until it has ended: ``PipelineResult.cancel`` would leave it running."""
-        self.rest(f"jobs/{job}?mode=cancel", "PATCH")
-        wait_for("the job's end", lambda: self.state(job) in _ENDED, self._folder)
+        """Cancel a job, and wait until it has ended."""
+        self.flink.cancel(self.flink.find(job))
 
     def savepoint(self, job: str) -> str:
-        """Cancel a job with a savepoint, wait until it has ended, and return the savepoint's path.
+        """Cancel a job with a savepoint, wait until it has ended, and return the savepoint's path."""
+        return self.flink.savepoint(self.flink.find(job), f"file://{self.folder / 'savepoints'}", cancel=True)
 
-        Raises:
-            RuntimeError: the savepoint failed.
-        """
-        asked = {"target-directory": f"file://{self._folder / 'savepoints'}", "cancel-job": True}
-        path = f"jobs/{job}/savepoints/{self.rest(f'jobs/{job}/savepoints', 'POST', asked)['request-id']}"
-        wait_for("the savepoint", lambda: self.rest(path)["status"]["id"] == "COMPLETED", self._folder)
-        done = self.rest(path)["operation"]
-        if "location" not in done:
-            raise RuntimeError(f"no savepoint of job {job}: {done}")
-        wait_for("the job's end", lambda: self.state(job) in _ENDED, self._folder)
-        return str(done["location"])
-
-    def rest(self, path: str, method: str = "GET", content: Any = None) -> Any:
-        """Return what the cluster's REST interface answers at a path, ``None`` for nothing."""
-        data = None if content is None else json.dumps(content).encode()
-        headers = {"Content-Type": "application/json"}
-        with urllib.request.urlopen(
-            urllib.request.Request(f"http://localhost:{self._rest}/{path}", data, headers, method=method), timeout=30
-        ) as answer:
-            body = answer.read()
-        return json.loads(body) if body else None
+    def rest(self, path: str) -> Any:
+        """Return what the cluster's REST interface says at a path."""
+        with urllib.request.urlopen(f"http://{self.address}/{path}", timeout=5) as answer:
+            return json.load(answer)
 
     @contextmanager
     def flags(self, *more: str) -> Iterator[list[str]]:
@@ -185,24 +164,24 @@ class FlinkCluster:
         (port,) = free_ports(1)
         with ExitStack() as stack:
             pool = [sys.executable, "-m", "contbatch.pipelines.cli", "worker-pool", f"--service_port={port}"]
-            start(f"pool-{port}", pool, self._folder, stack)
-            wait_for("the pool of workers", lambda: is_open(port), self._folder)
+            start(f"pool-{port}", pool, self.folder, stack)
+            wait_for("the pool of workers", lambda: is_open(port), self.folder)
             yield [
                 "--runner=PortableRunner",
-                f"--job_endpoint=localhost:{self._jobs}",
+                f"--job_endpoint=localhost:{self.jobs}",
                 "--environment_type=EXTERNAL",
                 f"--environment_config=localhost:{port}",
-                f"--flink_master=localhost:{self._rest}",
+                f"--flink_master={self.address}",
                 "--experiments=disable_logging_submission_environment",
                 *more,
             ]
 
     def _runtime(self, main: str) -> list[str]:
-        return ["-cp", classpath(), f"org.apache.flink.runtime.{main}", "--configDir", str(self._folder)]
+        return ["-cp", classpath(), f"org.apache.flink.runtime.{main}", "--configDir", str(self.folder)]
 
     def _java(self, name: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
         java = [shutil.which("java") or "java", "-Xmx1g", *_LOGGED, *self._flags]
-        return start(name, [*java, *arguments], self._folder, self._stack)
+        return start(name, [*java, *arguments], self.folder, self._stack)
 
 
 def _hidden_jars(folder: Path) -> Path:

@@ -40,7 +40,7 @@ def test_bundles_that_are_too_long_are_named_in_the_pools_output(
         wait_for(lambda: sum(sink.read()) > 100)
         began = time.monotonic()
         port = (given(flags, "environment_config") or "").rpartition(":")[2]
-        log = flink._folder / f"pool-{port}.log"
+        log = flink.folder / f"pool-{port}.log"
 
         def found() -> list[str]:
             return re.findall(WARNING, log.read_text())

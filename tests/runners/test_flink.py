@@ -9,7 +9,7 @@ import pytest
 from contbatch.transforms import ModelStore
 from tests.pipelines.test_flights import edited
 from tests.pipelines.test_personalize import run
-from tests.runners.cluster import LIVE, FlinkCluster
+from tests.runners.cluster import FlinkCluster
 
 pytestmark = [pytest.mark.needs("javac", "mvn"), pytest.mark.slow]
 
@@ -33,8 +33,7 @@ def test_the_parallel_form_accounts_for_everything(
     """The flights' model prepares features, so that its trainer gets them from where they were served."""
     data = ratings if dataset == "movielens" else edited(root / "tests" / "data", tmp_path, lambda lines: lines[:400])
     job = ["--form=parallel", "--rate=200", f"--dataset={dataset}"]
-    live = [*LIVE, "--shutdown_sources_after_idle_ms=1000"]
-    with flink.flags(*live) as flags:
+    with flink.flags() as flags:
         summary = run(data, tmp_path / "out", *job, *flags)
     assert summary["requests"] == summary["predicted"] == 400
     assert summary["feedback"] == summary["learned"] == sum(summary["freshness"].values()) > 390

@@ -42,7 +42,7 @@ def build(pipeline: beam.Pipeline, folder: Path) -> None:
 
 
 def address(flink: FlinkCluster) -> str:
-    return f"localhost:{flink._rest}"
+    return flink.address
 
 
 def wait_for(is_there: Callable[[], Any]) -> None:
@@ -157,7 +157,7 @@ def test_flags_are_those_of_the_job_server(flink: FlinkCluster) -> None:
             ("--checkpoint_interval=50", "unknown flag --checkpoint_interval; did you mean --checkpointing_interval?"),
             (
                 "--zzz=1",
-                f"unknown argument --zzz: neither Beam nor the job server at localhost:{flink._jobs} knows it",
+                f"unknown argument --zzz: neither Beam nor the job server at localhost:{flink.jobs} knows it",
             ),
             (
                 "--max_bundle_time_mills=fast",

@@ -66,7 +66,7 @@ def test_the_jobs_options_reach_its_workers_and_what_they_print_blocks_nobody(
     assert {"data_buffer_time_limit_ms=7", "prism_disable_sdf_split"} <= {*found["experiments"]}
     assert found["python"] == sys.executable
     port = (given(flags, "environment_config") or "").rpartition(":")[2]
-    log = (flink._folder / f"pool-{port}.log").read_text()
+    log = (flink.folder / f"pool-{port}.log").read_text()
     assert "x" * MANY in log
     assert "is process" in log
 
