@@ -153,6 +153,10 @@ class FlinkCluster:
         """Cancel a job with a savepoint, wait until it has ended, and return the savepoint's path."""
         return self.flink.savepoint(self.flink.find(job), f"file://{self.folder / 'savepoints'}", cancel=True)
 
+    def checkpoints(self, job: str) -> Any:
+        """Return what is known of a job's checkpoints: ``counts``, ``latest``, ``history``."""
+        return self.rest(f"jobs/{job}/checkpoints")
+
     def rest(self, path: str) -> Any:
         """Return what the cluster's REST interface says at a path."""
         with urllib.request.urlopen(f"http://{self.address}/{path}", timeout=5) as answer:
