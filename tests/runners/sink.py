@@ -32,13 +32,14 @@ class FileSink(beam.PTransform):
         return elements | beam.ParDo(_WriteFn(str(self._folder), self._name)).with_output_types(None)
 
     def read(self) -> list[Any]:
-        """Return what has been written."""
+        """Return what has been written, in the order of arrival."""
         return [element for _, element in self.read_timed()]
 
     def read_timed(self) -> list[tuple[float, Any]]:
-        """Return what has been written, each with its time of arrival in seconds since the epoch."""
+        """Return what has been written, in the order of arrival, each with that time in seconds since the epoch."""
         lines = [line for path in self._folder.glob(f"{self._name}-*.jsonl") for line in path.open()]
-        return [tuple(json.loads(line)) for line in lines if line.endswith("\n")]
+        rows = (tuple(json.loads(line)) for line in lines if line.endswith("\n"))
+        return sorted(rows, key=lambda row: row[0])
 
 
 class _WriteFn(beam.DoFn):
