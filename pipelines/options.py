@@ -24,6 +24,8 @@ from contbatch.pipelines.runner_flags import FLINK_FLAGS, check_pool, find_prism
 
 LOCAL_RUNNERS = ("DirectRunner", "FnApiRunner", "PrismRunner")
 """Runners that read no flags but Beam's own; any other may pass flags on to a server that knows more."""
+_AS_LONG_AS_IT_RUNS = 365 * 86_400
+"""Seconds. At Beam's default of 300 the stream of a job's states ends after five minutes, and with it its Prism."""
 
 
 def pipeline_options(
@@ -71,6 +73,8 @@ def pipeline_options(
             check_pool(options, Flink(rest))
     options.view_as(StandardOptions).runner = runner
     options.view_as(StandardOptions).streaming = streaming
+    if given(flags, "job_server_timeout") is None and given(flags, "job-server-timeout") is None:
+        options.view_as(PortableOptions).job_server_timeout = _AS_LONG_AS_IT_RUNS
     # Prism, which DirectRunner may choose by itself, splits a slow stateful bundle and loses the key's state.
     options.view_as(DebugOptions).add_experiment("prism_disable_sdf_split")
     if name == "PrismRunner":

@@ -41,7 +41,7 @@ FLINK_FLAGS = (
 def given(flags: Sequence[str], name: str) -> str | None:
     """Return what a flag was given as, the last time; empty without a value, ``None`` if it was not given."""
     value = None
-    for flag, after in zip(flags, [*flags[1:], "--"], strict=True):
+    for flag, after in zip(flags, [*flags[1:], "--"], strict=False):
         if flag == f"--{name}":
             value = "" if after.startswith("--") else after
         elif flag.startswith(f"--{name}="):

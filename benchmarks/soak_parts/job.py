@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TextIO
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from contbatch.pipelines.infer import infer
+from contbatch.pipelines.options import pipeline_options
 from contbatch.pipelines.train import train
 from contbatch.transforms import AvroCodec, BatchPolicy, Event, Failed, Kind, Learned, Prediction, SparseLearner
 from contbatch.transforms.events import MICROS
@@ -119,8 +119,7 @@ class TallyFn(beam.DoFn):
 
 def main(folder: str, count: str, rate: str, prism: str) -> None:
     """Run the job on Prism."""
-    flags = ["--runner=PrismRunner", f"--prism_location={prism}", "--streaming"]
-    options = PipelineOptions([*flags, "--experiments=disable_prism_server_singleton"])
+    options = pipeline_options(["--runner=PrismRunner", f"--prism_location={prism}"], streaming=True)
     with beam.Pipeline(options=options) as pipeline:
         build(pipeline, Path(folder), int(count), float(rate), 0.02)
 

@@ -14,6 +14,7 @@ from apache_beam.options.pipeline_options import (
     DebugOptions,
     GoogleCloudOptions,
     PipelineOptions,
+    PortableOptions,
     PrismRunnerOptions,
     StandardOptions,
 )
@@ -125,6 +126,13 @@ class TestPrism:
         with job_server({}) as address:
             options = pipeline_options(["--runner=PrismRunner", f"--job_endpoint={address}"])
         assert {"prism_disable_sdf_split", "disable_prism_server_singleton"} <= experiments(options)
+
+
+@pytest.mark.parametrize(
+    ("flags", "seconds"), [([], 31_536_000), (["--job_server_timeout=7"], 7), (["--job-server-timeout=7"], 7)]
+)
+def test_a_job_may_run_longer_than_five_minutes(flags: list[str], seconds: int) -> None:
+    assert pipeline_options(flags).view_as(PortableOptions).job_server_timeout == seconds
 
 
 class TestFlink:

@@ -71,3 +71,14 @@ def test_the_parallel_form_by_flags(ratings: Path, tmp_path: Path, prism: str) -
     assert [summary[name] for name in counts] == [400] * 4
     assert sum(summary["freshness"].values()) == 400
     assert len(ModelStore(str(out / "store")).versions()) == summary["versions"] > 1
+
+
+def test_beam_still_gives_a_job_no_longer_than_its_server_has_to_answer(
+    ratings: Path, tmp_path: Path, prism: str
+) -> None:
+    """Eight seconds of events: when this goes well, ``pipeline_options`` need no ``job_server_timeout`` any more."""
+    out = tmp_path / "out"
+    flags = ["--runner=PrismRunner", f"--prism_location={prism}", "--job_server_timeout=4"]
+    flags += ["--form=parallel", "--rate=100"]
+    assert main(["personalize", "--data", str(ratings), "--out", str(out), *flags]) == 1
+    assert "DEADLINE_EXCEEDED" in (out / "error.log").read_text()
