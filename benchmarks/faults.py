@@ -19,7 +19,9 @@ import numpy as np
 from benchmarks.harness import Report
 from benchmarks.inference_parts.driving import progress
 from tests.runners.cluster import FlinkCluster
-from tests.runners.faults import FORMS, LEARNING, ORDERED, PREDICTING, FaultyJob, Undisturbed, Workload, judge
+from tests.runners.faults.forms import FORMS, LEARNING, ORDERED, PREDICTING, Workload
+from tests.runners.faults.job import FaultyJob
+from tests.runners.faults.verdict import Undisturbed, judge
 
 KILLS, SEED = 10, 7
 SHORT = Workload(requests=1_000, rate=200.0)

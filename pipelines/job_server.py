@@ -17,6 +17,11 @@ _WITHOUT = ("DirectRunner", "DataflowRunner")
 """Runners that submit to no job server, whatever the options say."""
 
 
+def runner_name(options: PipelineOptions) -> str:
+    """Return the name of the runner, without the module that it may be given with."""
+    return (options.view_as(StandardOptions).runner or "DirectRunner").rsplit(".", 1)[-1]
+
+
 def server_options(options: PipelineOptions) -> list[Any]:
     """Return the flags that the job server of a pipeline's options knows; none where there is no server.
 
@@ -24,8 +29,8 @@ def server_options(options: PipelineOptions) -> list[Any]:
         UsageError: no job server answers.
     """
     endpoint = options.view_as(PortableOptions).job_endpoint
-    runner = (options.view_as(StandardOptions).runner or "DirectRunner").rsplit(".", 1)[-1]
-    return described(endpoint) if endpoint and endpoint != "embed" and runner not in _WITHOUT else []
+    has_one = endpoint and endpoint != "embed" and runner_name(options) not in _WITHOUT
+    return described(endpoint) if has_one else []
 
 
 def described(endpoint: str, seconds: float = 5.0) -> list[Any]:

@@ -19,7 +19,7 @@ from apache_beam.runners.runner import create_runner
 
 from contbatch.pipelines.errors import UsageError
 from contbatch.pipelines.flink import Flink, rest_address
-from contbatch.pipelines.job_server import add_options, is_flink, server_options
+from contbatch.pipelines.job_server import add_options, is_flink, runner_name, server_options
 from contbatch.pipelines.runner_flags import FLINK_FLAGS, check_pool, find_prism, flink_flags, given, set_up_dataflow
 
 LOCAL_RUNNERS = ("DirectRunner", "FnApiRunner", "PrismRunner")
@@ -52,7 +52,7 @@ def pipeline_options(
     _bypass_proxy_for_localhost()
     options = PipelineOptions([*flags])
     runner = options.view_as(StandardOptions).runner or "DirectRunner"
-    name = runner.rsplit(".", 1)[-1]
+    name = runner_name(options)
     if name == "PortableRunner" and not options.view_as(PortableOptions).job_endpoint:
         raise UsageError("PortableRunner needs the address of a job server; give --job_endpoint, as localhost:8099")
     server = server_options(options)

@@ -34,6 +34,7 @@ from contbatch.transforms import (
     PredictThenLearn,
     Published,
 )
+from contbatch.transforms.events import is_request
 from contbatch.transforms.io.replay import PacedReplay, PacedScript
 from contbatch.transforms.learning.join import Refusal
 from contbatch.transforms.ledger import name_in, name_out
@@ -159,7 +160,7 @@ def _parallel(pipeline: beam.Pipeline, config: PersonalizeConfig) -> _Branches:
     source = PacedScript(given, config.rate) if local else PacedReplay(read, len(given), config.rate)
     events = pipeline | "Replay" >> source
     learner, store = dataset.learner(config.seed, config.learner), FileSystems.join(config.out, STORE)
-    requests = events | "Requests" >> beam.Filter(_is_request)
+    requests = events | "Requests" >> beam.Filter(is_request)
     inferred = infer(requests, learner, store, codec=dataset.requests, policy=config.policy)
     trained = train(
         events,
@@ -175,10 +176,6 @@ def _parallel(pipeline: beam.Pipeline, config: PersonalizeConfig) -> _Branches:
     failed = (inferred.failed, trained.failed) | "Neither" >> beam.Flatten()
     unread = pipeline | "Bad lines" >> beam.Create(bad).with_output_types(Failed)
     return _Branches(events, unread, inferred.predictions, trained.learned, failed, trained.published)
-
-
-def _is_request(event: Event) -> bool:
-    return event.kind is Kind.REQUEST
 
 
 def _events(dataset: Dataset, data: str, feedback_delay: float | None, spread_ties: bool) -> Iterator[Event]:

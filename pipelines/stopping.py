@@ -32,7 +32,7 @@ from apache_beam.runners.runner import PipelineState
 
 from contbatch.pipelines.errors import JobError, Stopped, UsageError
 from contbatch.pipelines.flink import Flink, rest_address
-from contbatch.pipelines.job_server import is_flink, server_options
+from contbatch.pipelines.job_server import is_flink, runner_name, server_options
 from contbatch.transforms.io.stop import resume_sources, stop_sources
 
 GRACE = 30.0
@@ -191,7 +191,7 @@ def _end_quietly() -> None:
 
 def _in_process(options: PipelineOptions) -> bool:
     """Return whether the workers are threads of this process."""
-    runner = (options.view_as(StandardOptions).runner or "DirectRunner").rsplit(".", 1)[-1]
+    runner = runner_name(options)
     kind = options.view_as(PortableOptions).environment_type
     return (
         runner in ("DirectRunner", "FnApiRunner", "BundleBasedDirectRunner")
@@ -204,8 +204,7 @@ def _canceller(options: PipelineOptions, flink_rest: str | None) -> Callable[[An
     """Return what cancels the job; that returns why the job runs on, or ``None``."""
     name = options.view_as(GoogleCloudOptions).job_name
     rest = rest_address(flink_rest, options.view_as(FlinkRunnerOptions).flink_master)
-    runner = (options.view_as(StandardOptions).runner or "").rsplit(".", 1)[-1]
-    on_flink = runner == "FlinkRunner" or is_flink(server_options(options))
+    on_flink = runner_name(options) == "FlinkRunner" or is_flink(server_options(options))
 
     def cancel(result: Any) -> str | None:
         if not on_flink:

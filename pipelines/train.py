@@ -11,13 +11,13 @@ from contbatch.transforms import (
     Event,
     Failed,
     GatePolicy,
-    Kind,
     Learned,
     OnlineUpdate,
     Published,
     Served,
 )
 from contbatch.transforms.codecs import Codec
+from contbatch.transforms.events import is_feedback
 from contbatch.transforms.learning import Learner
 from contbatch.transforms.learning.learner import prepared_fields
 from contbatch.transforms.learning.wire import event_of
@@ -72,7 +72,7 @@ def train(
     """
     if prepared_fields(learner):
         asked = served | "As events" >> beam.Map(event_of).with_output_types(Event)
-        told = events | "Feedback" >> beam.Filter(_is_feedback)
+        told = events | "Feedback" >> beam.Filter(is_feedback)
         events = (asked, told) | "Served and told" >> beam.Flatten()
     published = events | "Train" >> OnlineUpdate(
         learner,
@@ -88,7 +88,3 @@ def train(
         publish_seconds=publish_seconds,
     )
     return Trained(published, published.learned, published.failed)
-
-
-def _is_feedback(event: Event) -> bool:
-    return event.kind is Kind.FEEDBACK

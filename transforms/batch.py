@@ -164,7 +164,7 @@ class _ChunkFn(beam.DoFn):
         check_flags()
 
     def start_bundle(self) -> None:
-        warn(self._watch.start())
+        warn("bundles", self._watch.start())
         self._open: dict[Any, _Open] = {}
         self._held = self._closed = 0
 

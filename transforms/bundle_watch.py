@@ -94,15 +94,14 @@ def lost_flags(options: Mapping[str, Any] | None) -> str | None:
 
 def check_flags() -> None:
     """Warn, once in a process, if flags have been lost."""
-    warn(lost_flags(RuntimeValueProvider.runtime_options))
+    warn("flags", lost_flags(RuntimeValueProvider.runtime_options))
 
 
-def warn(text: str | None) -> None:
-    """Log a warning, if there is one and if this process has not said it: there are many instances of a DoFn."""
+def warn(kind: str, text: str | None) -> None:
+    """Log a warning, if there is one and this process has logged none of its kind: a DoFn has many instances."""
     if text is None:
         return
     with _LOCK:
-        kind = text.split(" ", 1)[0]
         if kind in _SAID:
             return
         _SAID.add(kind)

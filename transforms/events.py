@@ -51,6 +51,16 @@ class Event(NamedTuple):
     model: str = ""
 
 
+def is_request(event: Event) -> bool:
+    """Return whether an event is a request."""
+    return event.kind is Kind.REQUEST
+
+
+def is_feedback(event: Event) -> bool:
+    """Return whether an event is feedback."""
+    return event.kind is Kind.FEEDBACK
+
+
 def pack(events: Sequence[Event]) -> bytes:
     """Encode events of one model as columns followed by their payloads. The model is not kept."""
     sizes = [len(event.payload) for event in events]

@@ -130,7 +130,7 @@ class InferFn(beam.DoFn):
 
     def start_bundle(self) -> None:
         """Begin anew; what a bundle that failed has left is given up."""
-        warn(self._watch.start())
+        warn("bundles", self._watch.start())
         self._engine.end(self._work)
         self._work = self._engine.begin()
         self._tasks: list[Task] = []

@@ -13,9 +13,10 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult, RunInf
 
 from benchmarks.harness import Report
 from benchmarks.inference_parts.driving import Model, progress
-from benchmarks.inference_parts.runners import Make, fn_api, prism, prism_location
+from benchmarks.inference_parts.runners import Make, fn_api, prism
 from contbatch.transforms import BatchPolicy
 from contbatch.transforms.inference import ContinuousInference
+from tests.runners.binaries import prism_location
 
 FEW, MANY = 20_000, 150_000
 ROUNDS = {"FnApiRunner": 5, "Prism": 3}

@@ -17,10 +17,11 @@ from apache_beam.utils.timestamp import Duration
 
 from benchmarks.harness import Report
 from benchmarks.inference_parts.driving import DEVICE, DeviceHandler, progress
-from benchmarks.inference_parts.runners import prism, prism_location
+from benchmarks.inference_parts.runners import prism
 from contbatch.transforms import BatchPolicy
 from contbatch.transforms.inference import ContinuousInference
 from contbatch.transforms.testing import Sink
+from tests.runners.binaries import prism_location
 
 SHARDS, ELEMENTS = 8, 1_600
 DEVICES = {0.010: 400, 0.060: 300}

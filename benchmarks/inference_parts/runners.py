@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+from tests.runners.binaries import prism_location
 
 Make = Callable[[], beam.Pipeline]
 """Makes an empty pipeline."""
@@ -32,10 +31,3 @@ def prism() -> beam.Pipeline:
     experiments = ["disable_prism_server_singleton", "prism_disable_sdf_split"]
     options = PipelineOptions([], runner="PrismRunner", prism_location=location, experiments=experiments)
     return beam.Pipeline(options=options)
-
-
-def prism_location() -> str | None:
-    """Return where Prism's binary is, if anywhere."""
-    cached = Path.home() / ".cache" / "contbatch" / f"prism-{beam.__version__}" / "prism"
-    found = os.environ.get("CONTBATCH_PRISM") or shutil.which("prism")
-    return found or (str(cached) if cached.exists() else None)

@@ -21,7 +21,6 @@ from apache_beam.utils.timestamp import Timestamp
 
 from benchmarks.harness import Report
 from benchmarks.inference_parts.driving import Ours, progress
-from benchmarks.inference_parts.runners import prism_location
 from contbatch.pipelines import movielens
 from contbatch.transforms import BatchPolicy, Event, Kind, Learned, OnlineUpdate
 from contbatch.transforms.engine.versions import StoreVersions
@@ -30,6 +29,7 @@ from contbatch.transforms.handlers.learner import LearnerModelHandler
 from contbatch.transforms.keyed_state import Bag, Cell, KeyedState, Timer
 from contbatch.transforms.learning.manifest import ordered
 from contbatch.transforms.loop import ArrivalFn
+from tests.runners.binaries import prism_location
 
 RATE, SECONDS, TICK, GOAL = 2_000, 20, 0.02, 1.0
 """Events a second, half of them labels; how long; seconds between bundles; seconds for p99."""

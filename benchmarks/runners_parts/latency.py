@@ -15,6 +15,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from benchmarks.harness import Report
 from benchmarks.inference_parts.driving import progress
 from benchmarks.runners_parts.paths import OURS, PATHS, STATEFUL, WARM_UP, build, folder_of, latencies
+from contbatch.pipelines.options import pipeline_options
 from tests.runners.binaries import prism_binary
 from tests.runners.cluster import LIVE, FlinkCluster
 from tests.runners.sink import FileSink
@@ -80,9 +81,8 @@ def _split(found: dict[tuple[str, int], Figures], rate: int) -> tuple[Figures, d
 def _prism(root: Path, path: str, rate: int) -> Figures:
     count = round((WARM_UP + SECONDS) * rate)
     sink = FileSink(folder_of(root, path))
-    experiments = ["disable_prism_server_singleton", "prism_disable_sdf_split"]
-    flags = {"runner": "PrismRunner", "prism_location": prism_binary(), "experiments": experiments, "streaming": True}
-    with beam.Pipeline(options=PipelineOptions([], **flags)) as pipeline:
+    options = pipeline_options(["--runner=PrismRunner", f"--prism_location={prism_binary()}"], streaming=True)
+    with beam.Pipeline(options=options) as pipeline:
         build(pipeline, path, count, rate, sink)
     return _figures(latencies(sink, count, rate))
 

@@ -6,39 +6,25 @@ Run on Prism as ``python -m benchmarks.soak_parts.job FOLDER COUNT RATE PRISM``.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
-import uuid
 from pathlib import Path
-from typing import TextIO
 
 import apache_beam as beam
 
 from contbatch.pipelines.infer import infer
 from contbatch.pipelines.options import pipeline_options
 from contbatch.pipelines.train import train
-from contbatch.transforms import AvroCodec, BatchPolicy, Event, Failed, Kind, Learned, Prediction, SparseLearner
-from contbatch.transforms.events import MICROS
+from contbatch.transforms import BatchPolicy, Event, Failed, Kind, Learned, Prediction, SparseLearner
+from contbatch.transforms.events import MICROS, is_request
 from contbatch.transforms.io.replay import PacedEvents
+from tests.runners.sink import FileFn
+from tests.small import Small
 
 USERS, ITEMS, DELAY, TTL = 2_000, 5_000, 500, 30.0
 """How many there are; requests between one and its label; seconds for which ids are remembered."""
 
-REQUESTS = AvroCodec(
-    {
-        "type": "record",
-        "name": "Request",
-        "fields": [{"name": name, "type": "string"} for name in ("request_id", "user", "item")],
-    }
-)
-FEEDBACK = AvroCodec(
-    {
-        "type": "record",
-        "name": "Feedback",
-        "fields": [{"name": "request_id", "type": "string"}, {"name": "label", "type": "float"}],
-    }
-)
+REQUESTS, FEEDBACK = Small.requests, Small.feedback
 
 
 def learner() -> SparseLearner:
@@ -87,17 +73,8 @@ def build(pipeline: beam.Pipeline, folder: Path, count: int, rate: float, rest: 
         _ = records | f"Tally {name}" >> beam.ParDo(TallyFn(str(folder), name)).with_output_types(None)
 
 
-def is_request(event: Event) -> bool:
-    """Return whether an event is a request."""
-    return event.kind is Kind.REQUEST
-
-
-class TallyFn(beam.DoFn):
+class TallyFn(FileFn):
     """Writes a line for a bundle: when each prediction or label was due, and by how much later it came out, in ms."""
-
-    def __init__(self, folder: str, name: str) -> None:
-        self._folder, self._name = folder, name
-        self._file: TextIO | None = None
 
     def start_bundle(self) -> None:
         """Start empty."""
@@ -110,11 +87,7 @@ class TallyFn(beam.DoFn):
 
     def finish_bundle(self) -> None:
         """Write them down."""
-        if self._file is None:
-            path = os.path.join(self._folder, f"{self._name}-{uuid.uuid4().hex}.jsonl")
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        self._file.write(json.dumps(self._rows) + "\n")
-        self._file.flush()
+        self.append(json.dumps(self._rows) + "\n")
 
 
 def main(folder: str, count: str, rate: str, prism: str) -> None:

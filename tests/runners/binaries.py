@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from importlib import metadata
 from pathlib import Path
+
+import apache_beam as beam
 
 _POM = """<project xmlns="http://maven.apache.org/POM/4.0.0"><modelVersion>4.0.0</modelVersion>
 <groupId>contbatch</groupId><artifactId>runners</artifactId><version>1</version><dependencies>
@@ -43,14 +44,22 @@ def classpath() -> str:
     return kept.read_text().strip()
 
 
+def prism_location() -> str | None:
+    """Return the path of Prism, if there is one: ``$CONTBATCH_PRISM``, on the PATH, or built before."""
+    built = _prism_folder() / "prism"
+    return os.environ.get("CONTBATCH_PRISM") or shutil.which("prism") or (str(built) if built.exists() else None)
+
+
 def prism_binary() -> str:
-    """Return the path of Prism: ``$CONTBATCH_PRISM``, the one on the PATH, or one that Go builds now (minutes)."""
-    found = os.environ.get("CONTBATCH_PRISM") or shutil.which("prism")
+    """Return the path of Prism, which Go builds now (minutes) if there is none."""
+    found = prism_location()
     if found:
         return found
-    version = metadata.version("apache-beam")
-    folder = cache() / f"prism-{version}"
-    if not (folder / "prism").exists():
-        module = f"github.com/apache/beam/sdks/v2/go/cmd/prism@v{version}"
-        subprocess.run(["go", "install", module], check=True, env={**os.environ, "GOBIN": str(folder)})  # noqa: S607
+    module = f"github.com/apache/beam/sdks/v2/go/cmd/prism@v{beam.__version__}"
+    folder = _prism_folder()
+    subprocess.run(["go", "install", module], check=True, env={**os.environ, "GOBIN": str(folder)})  # noqa: S607
     return str(folder / "prism")
+
+
+def _prism_folder() -> Path:
+    return cache() / f"prism-{beam.__version__}"

@@ -17,10 +17,10 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.io.restriction_trackers import OffsetRange, OffsetRestrictionTracker
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
-from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.transforms.core import RestrictionProvider
 from apache_beam.utils.timestamp import Duration
 
+from contbatch.pipelines.options import pipeline_options
 from contbatch.transforms import BatchPolicy, ContinuousInference
 
 TOGETHER, PAUSE, DEVICE = 5, 0.02, 0.01
@@ -115,13 +115,7 @@ def written(folder: Path) -> dict[int, int]:
 def main(prism: str, folder: str, count: int, apart: bool) -> None:
     """Answer what is not acked."""
     left = sorted(set(range(count)) - acked(Path(folder)).keys())
-    options = PipelineOptions(
-        [],
-        runner="PrismRunner",
-        streaming=True,
-        prism_location=prism,
-        experiments=["disable_prism_server_singleton", "prism_disable_sdf_split"],
-    )
+    options = pipeline_options(["--runner=PrismRunner", f"--prism_location={prism}"], streaming=True)
     with beam.Pipeline(options=options) as pipeline:
         messages = pipeline | beam.Create([left]) | beam.ParDo(ReadFn(folder)).with_output_types(int)
         answers = messages | ContinuousInference(Doubling(), BatchPolicy(16))

@@ -42,11 +42,23 @@ class FileSink(beam.PTransform):
         return sorted(rows, key=lambda row: row[0])
 
 
-class _WriteFn(beam.DoFn):
+class FileFn(beam.DoFn):
+    """Appends text to a file of its own, which begins with a name and ends with ``.jsonl``."""
+
     def __init__(self, folder: str, name: str) -> None:
         self._folder, self._name = folder, name
         self._file: TextIO | None = None
 
+    def append(self, text: str) -> None:
+        """Write text, which is there when this returns."""
+        if self._file is None:
+            path = os.path.join(self._folder, f"{self._name}-{uuid.uuid4().hex}.jsonl")
+            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self._file.write(text)
+        self._file.flush()
+
+
+class _WriteFn(FileFn):
     def start_bundle(self) -> None:
         self._lines: list[str] = []
 
@@ -54,8 +66,4 @@ class _WriteFn(beam.DoFn):
         self._lines.append(json.dumps([time.time(), element]) + "\n")
 
     def finish_bundle(self) -> None:
-        if self._file is None:
-            path = os.path.join(self._folder, f"{self._name}-{uuid.uuid4().hex}.jsonl")
-            self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
-        self._file.write("".join(self._lines))
-        self._file.flush()
+        self.append("".join(self._lines))

@@ -9,14 +9,14 @@ from pathlib import Path
 import apache_beam as beam
 import pytest
 
-from contbatch.pipelines.flink import Flink
 from contbatch.pipelines.options import pipeline_options
 from contbatch.pipelines.runner_flags import given
 from contbatch.transforms import BatchPolicy, ContinuousBatch
 from contbatch.transforms.io.replay import PacedReplay
 from tests.runners.cluster import FlinkCluster
+from tests.runners.processes import wait_for
 from tests.runners.sink import FileSink
-from tests.runners.test_flink_commands import COUNT, RATE, address, events, wait_for
+from tests.runners.test_flink_commands import COUNT, RATE, events
 
 pytestmark = [pytest.mark.needs("javac", "mvn"), pytest.mark.slow]
 
@@ -37,7 +37,7 @@ def test_bundles_that_are_too_long_are_named_in_the_pools_output(
         batches = rows | beam.Reshuffle() | ContinuousBatch(BatchPolicy(max_delay=0.5))
         _ = batches | beam.Map(len) | sink
         pipeline.run()
-        wait_for(lambda: sum(sink.read()) > 100)
+        wait_for("the first batches", lambda: sum(sink.read()) > 100, tmp_path)
         began = time.monotonic()
         port = (given(flags, "environment_config") or "").rpartition(":")[2]
         log = flink.folder / f"pool-{port}.log"
@@ -46,9 +46,7 @@ def test_bundles_that_are_too_long_are_named_in_the_pools_output(
             return re.findall(WARNING, log.read_text())
 
         # 20 gaps of 0.05 s are long over in 20 s; 20 gaps of 1 s take 20 s and more.
-        wait_for(lambda: found() or (bundle is None and time.monotonic() > began + 20))
-        cluster = Flink(address(flink))
-        cluster.cancel(cluster.find(name))
+        wait_for("the verdict", lambda: found() or (bundle is None and time.monotonic() > began + 20), tmp_path)
+        flink.cancel(flink.job(name))
         gaps = [float(gap) for gap in found()]
-        print("gaps", gaps)
     assert (gaps == []) if bundle is None else (len(gaps) == 1 and gaps[0] >= 1.0)

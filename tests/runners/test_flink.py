@@ -26,15 +26,18 @@ def test_the_serial_form_gives_the_bytes_of_the_direct_runner(
     assert files[0] == files[1]
 
 
-@pytest.mark.parametrize("dataset", ["movielens", "flights"])
+@pytest.mark.parametrize(("dataset", "least"), [("movielens", 400), ("flights", 391)])
 def test_the_parallel_form_accounts_for_everything(
-    ratings: Path, root: Path, tmp_path: Path, flink: FlinkCluster, dataset: str
+    ratings: Path, root: Path, tmp_path: Path, flink: FlinkCluster, dataset: str, least: int
 ) -> None:
-    """The flights' model prepares features, so that its trainer gets them from where they were served."""
+    """A replay needs no flags of Flink; it comes to an end, which with checkpoints it never would.
+
+    The flights' model prepares features, so that its trainer gets them from where they were served.
+    """
     data = ratings if dataset == "movielens" else edited(root / "tests" / "data", tmp_path, lambda lines: lines[:400])
     job = ["--form=parallel", "--rate=200", f"--dataset={dataset}"]
     with flink.flags() as flags:
         summary = run(data, tmp_path / "out", *job, *flags)
     assert summary["requests"] == summary["predicted"] == 400
-    assert summary["feedback"] == summary["learned"] == sum(summary["freshness"].values()) > 390
+    assert summary["feedback"] == summary["learned"] == sum(summary["freshness"].values()) >= least
     assert len(ModelStore(str(tmp_path / "out" / "store")).versions()) == summary["versions"] > 1

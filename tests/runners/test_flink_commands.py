@@ -5,25 +5,20 @@ from __future__ import annotations
 import re
 import signal
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import apache_beam as beam
 import pytest
 
 from contbatch.pipelines.cli import main
 from contbatch.pipelines.errors import UsageError
-from contbatch.pipelines.flink import Flink
 from contbatch.pipelines.options import pipeline_options
 from contbatch.transforms import Event, Kind
 from contbatch.transforms.io.replay import PacedReplay
-from tests.pipelines.test_personalize import run
 from tests.runners.cluster import FlinkCluster
-from tests.runners.processes import start
+from tests.runners.processes import start, wait_for
 from tests.runners.sink import FileSink
 
 pytestmark = [pytest.mark.needs("javac", "mvn"), pytest.mark.slow]
@@ -41,27 +36,16 @@ def build(pipeline: beam.Pipeline, folder: Path) -> None:
     _ = rows | beam.Reshuffle() | FileSink(folder)
 
 
-def address(flink: FlinkCluster) -> str:
-    return flink.address
-
-
-def wait_for(is_there: Callable[[], Any]) -> None:
-    end = time.monotonic() + 90
-    while not is_there():
-        assert time.monotonic() < end
-        time.sleep(0.1)
-
-
 @contextmanager
 def job(flink: FlinkCluster, name: str, folder: Path, *more: str) -> Iterator[FileSink]:
     """A live job, which is there until it is ended by REST."""
     with flink.flags(f"--job_name={name}", *more) as flags:
-        options = pipeline_options(flags, streaming=True, flink_rest=address(flink))
+        options = pipeline_options(flags, streaming=True, flink_rest=flink.address)
         pipeline = beam.Pipeline(options=options)
         build(pipeline, folder)
         pipeline.run()
         sink = FileSink(folder)
-        wait_for(lambda: len(sink.read()) > 50)
+        wait_for("the first outputs", lambda: len(sink.read()) > 50, folder)
         yield sink
 
 
@@ -76,10 +60,10 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list
 def test_a_job_is_listed_moved_by_a_savepoint_and_cancelled(
     flink: FlinkCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rest = f"--flink_rest={address(flink)}"
+    rest = f"--flink_rest={flink.address}"
     with job(flink, "moved", tmp_path / "first") as sink:
-        one = Flink(address(flink)).find("moved")
-        settings = Flink(address(flink)).settings(one.id)
+        one = flink.flink.find("moved")
+        settings = flink.flink.settings(one.id)
         assert (settings["maxBundleTimeMills"], settings["checkpointingInterval"]) == ("50", "5000")
         code, listed, _ = said(capsys, "list", rest)
         assert code == 0
@@ -90,11 +74,11 @@ def test_a_job_is_listed_moved_by_a_savepoint_and_cancelled(
         assert code == 0
         assert path.startswith(f"file:{tmp_path}/savepoints/savepoint-{one.id[:6]}")
         assert advice == f"resume the same pipeline with --savepoint_path={path}"
-        assert Flink(address(flink)).state(one.id) == "CANCELED"
+        assert flink.flink.state(one.id) == "CANCELED"
         before = {*sink.read()}
 
     with job(flink, "resumed", tmp_path / "second", f"--savepoint_path={path}") as sink:
-        code, out, _ = said(capsys, "cancel", Flink(address(flink)).find("resumed").id[:8], rest)
+        code, out, _ = said(capsys, "cancel", flink.flink.find("resumed").id[:8], rest)
         assert code == 0
         assert re.fullmatch(r"resumed \([0-9a-f]{32}\) is CANCELED", out[0])
         after = {*sink.read()}
@@ -105,23 +89,23 @@ def test_a_job_is_listed_moved_by_a_savepoint_and_cancelled(
 def test_what_cannot_be_done_is_one_sentence(
     flink: FlinkCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rest = f"--flink_rest={address(flink)}"
+    rest = f"--flink_rest={flink.address}"
     with job(flink, "stays", tmp_path / "out"):
-        one = Flink(address(flink)).find("stays")
+        one = flink.flink.find("stays")
         assert said(capsys, "cancel", "absent", rest) == (
             2,
             [],
-            [f"contbatch: no job absent on http://{address(flink)}; running: stays ({one.id})"],
+            [f"contbatch: no job absent on http://{flink.address}; running: stays ({one.id})"],
         )
         assert said(capsys, "savepoint", "stays", rest) == (
             2,
             [],
-            [f"contbatch: http://{address(flink)} has no state.savepoints.dir; give --folder, where it can write"],
+            [f"contbatch: http://{flink.address} has no state.savepoints.dir; give --folder, where it can write"],
         )
         code, _, (error,) = said(capsys, "savepoint", "stays", "--folder=file:///proc/none", rest)
         assert code == 1
         assert error.startswith("contbatch: the savepoint of stays failed: ")
-        assert Flink(address(flink)).state(one.id) == "RUNNING"
+        assert flink.flink.state(one.id) == "RUNNING"
         assert said(capsys, "cancel", "stays", rest)[0] == 0
         assert said(capsys, "cancel", "stays", rest) == (
             2,
@@ -132,14 +116,14 @@ def test_what_cannot_be_done_is_one_sentence(
 
 def test_a_pool_that_serves_a_running_job_is_refused_to_another(flink: FlinkCluster, tmp_path: Path) -> None:
     with job(flink, "first", tmp_path / "out"):
-        cluster = Flink(address(flink))
+        cluster = flink.flink
         one = cluster.find("first")
         pool = cluster.settings(one.id)["environmentConfig"]
         with flink.flags() as flags:
             others = [flag for flag in flags if not flag.startswith("--environment_config=")]
-            assert pipeline_options(flags, streaming=True, flink_rest=address(flink))
+            assert pipeline_options(flags, streaming=True, flink_rest=flink.address)
             with pytest.raises(UsageError) as refused:
-                pipeline_options([*others, f"--environment_config={pool}"], flink_rest=address(flink))
+                pipeline_options([*others, f"--environment_config={pool}"], flink_rest=flink.address)
         assert str(refused.value) == (
             f"the pool of workers {pool} serves the job first ({one.id}); start one for this job with "
             "`contbatch worker-pool --port=0`, and name it with --environment_config"
@@ -172,7 +156,7 @@ def test_flags_are_those_of_the_job_server(flink: FlinkCluster) -> None:
 @pytest.mark.parametrize("known", [True, False], ids=["REST address given", "no REST address"])
 def test_sigterm_to_the_process_of_a_job(flink: FlinkCluster, tmp_path: Path, known: bool) -> None:
     """A library user's program: the job is cancelled in the cluster, or it is said how to do that."""
-    cluster = Flink(address(flink))
+    cluster = flink.flink
     with ExitStack() as stack:
         flags = stack.enter_context(flink.flags(f"--job_name=program-{known}"))
         if not known:
@@ -180,7 +164,7 @@ def test_sigterm_to_the_process_of_a_job(flink: FlinkCluster, tmp_path: Path, kn
         command = [sys.executable, "-m", "tests.runners.test_flink_commands", str(tmp_path), *flags]
         process = start("program", command, tmp_path, stack)
         sink = FileSink(tmp_path / "out")
-        wait_for(partial(sink.read))
+        wait_for("the first output", sink.read, tmp_path)
         process.send_signal(signal.SIGTERM)
         process.wait(60)
         one = cluster.find(f"program-{known}")
@@ -195,13 +179,6 @@ def test_sigterm_to_the_process_of_a_job(flink: FlinkCluster, tmp_path: Path, kn
             ) in log
             assert cluster.state(one.id) == "RUNNING"
             cluster.cancel(one)
-
-
-def test_a_replay_needs_no_flags_of_flink(flink: FlinkCluster, ratings: Path, tmp_path: Path) -> None:
-    """It comes to an end, which with checkpoints it never would."""
-    with flink.flags() as flags:
-        summary = run(ratings, tmp_path / "out", "--form=parallel", "--rate=200", *flags)
-    assert summary["requests"] == summary["predicted"] == summary["learned"] == 400
 
 
 def program(folder: str, *flags: str) -> None:

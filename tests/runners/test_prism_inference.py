@@ -19,7 +19,7 @@ pytestmark = pytest.mark.needs("go")
 
 
 class Doubling(ModelHandler):
-    """Doubles numbers; 13 fails."""
+    """Doubles numbers; 13 fails, and whatever is in a batch with it."""
 
     def load_model(self) -> Any:
         return object()

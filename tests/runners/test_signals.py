@@ -22,6 +22,12 @@ LIVE = ("--form=parallel", "--rate=100", "--publish_every=20")
 """800 events, 8 s."""
 
 
+@pytest.fixture(autouse=True)
+def named(prism: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command is told by its environment where Prism is."""
+    monkeypatch.setenv("CONTBATCH_PRISM", prism)
+
+
 class Command:
     """A running ``contbatch personalize`` and what it starts: a process group of its own."""
 
@@ -79,10 +85,7 @@ class Command:
     ("number", "runner"),
     [(signal.SIGINT, "PrismRunner"), (signal.SIGTERM, "PrismRunner"), (signal.SIGTERM, "DirectRunner")],
 )
-def test_what_was_read_is_accounted_for(
-    number: signal.Signals, runner: str, ratings: Path, tmp_path: Path, prism: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CONTBATCH_PRISM", prism)
+def test_what_was_read_is_accounted_for(number: signal.Signals, runner: str, ratings: Path, tmp_path: Path) -> None:
     command = Command(ratings, tmp_path / "out", f"--runner={runner}", "--grace=80", *LIVE)
     command.wait_until_it_learns()
     command.send(number)
@@ -99,10 +102,7 @@ def test_what_was_read_is_accounted_for(
 
 
 @pytest.mark.parametrize("runner", ["PrismRunner", "DirectRunner"])
-def test_without_a_grace_period_the_job_is_cancelled(
-    runner: str, ratings: Path, tmp_path: Path, prism: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CONTBATCH_PRISM", prism)
+def test_without_a_grace_period_the_job_is_cancelled(runner: str, ratings: Path, tmp_path: Path) -> None:
     command = Command(ratings, tmp_path / "out", f"--runner={runner}", "--grace=0", *LIVE)
     command.wait_until_it_learns()
     command.send(signal.SIGTERM)
@@ -120,10 +120,7 @@ def test_a_second_signal_cancels_at_once(ratings: Path, tmp_path: Path) -> None:
     assert command.end() == (130, ["contbatch: stopped by SIGINT; the job was cancelled: its output is incomplete"])
 
 
-def test_a_job_on_input_that_is_read_at_once_is_cancelled_at_the_first_signal(
-    ratings: Path, tmp_path: Path, prism: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CONTBATCH_PRISM", prism)
+def test_a_job_on_input_that_is_read_at_once_is_cancelled_at_the_first_signal(ratings: Path, tmp_path: Path) -> None:
     lines = (ratings / "ml-100k.inter").read_text().splitlines()
     many = tmp_path / "many"
     many.mkdir()
@@ -138,10 +135,7 @@ def test_a_job_on_input_that_is_read_at_once_is_cancelled_at_the_first_signal(
     assert command.end() == (143, ["contbatch: stopped by SIGTERM; the job was cancelled: its output is incomplete"])
 
 
-def test_a_signal_while_the_job_is_handed_over_leaves_no_prism(
-    ratings: Path, tmp_path: Path, prism: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CONTBATCH_PRISM", prism)
+def test_a_signal_while_the_job_is_handed_over_leaves_no_prism(ratings: Path, tmp_path: Path) -> None:
     command = Command(ratings, tmp_path / "out", "--runner=PrismRunner", "--grace=0", *LIVE)
     command.wait_until_prism_is_there()
     command.send(signal.SIGTERM)

@@ -21,7 +21,7 @@ from contbatch.pipelines.runner_flags import given
 from tests.runners.cluster import FlinkCluster
 from tests.runners.processes import free_ports, is_open, start, wait_for
 from tests.runners.sink import FileSink
-from tests.runners.test_flink_commands import address, job
+from tests.runners.test_flink_commands import job
 
 pytestmark = [pytest.mark.needs("javac", "mvn"), pytest.mark.slow]
 
@@ -91,7 +91,7 @@ def test_one_pool_serves_jobs_one_after_the_other(flink: FlinkCluster, tmp_path:
 
 def test_a_second_job_fails_and_the_first_goes_on(flink: FlinkCluster, tmp_path: Path) -> None:
     """With Beam's pool the end of the second job stops the worker of the first."""
-    cluster = Flink(address(flink))
+    cluster = flink.flink
     with job(flink, "holder", tmp_path / "out") as sink, flink.flags() as others:
         one = cluster.find("holder")
         pool = cluster.settings(one.id)["environmentConfig"]

@@ -9,8 +9,8 @@ from contbatch.transforms.learning.batches import pack_batch
 from tests.runners.conformance.batching import COUNT, TIMED, keyed, size_keyed
 from tests.runners.conformance.jobs import Cell, Job
 from tests.runners.conformance.learning import EVENTS, SMALL, fates, served_and_feedback, timed
-from tests.runners.conformance.serving import Doubling
 from tests.runners.test_parallel_update import LEARNER, batch
+from tests.runners.test_prism_inference import Doubling
 from tests.transforms.test_feedback import expected, join, stream
 
 

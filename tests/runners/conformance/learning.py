@@ -9,7 +9,7 @@ from typing import Any
 import apache_beam as beam
 
 from contbatch.transforms import BatchPolicy, ContinuousBatch, Event, Kind, ModelStore, Served
-from contbatch.transforms.events import MICROS
+from contbatch.transforms.events import MICROS, is_feedback
 from contbatch.transforms.learning.wire import event_of, served_of
 from contbatch.transforms.ledger import name_out
 from tests.runners.conformance.jobs import Cell, Job, Timed
@@ -106,7 +106,7 @@ def served_and_feedback(job: Job, served: Sequence[Served], feedback: Sequence[E
         return job.source(timed(served), Served), job.source(timed(feedback), Event)
     events = job.source(timed(sorted([*map(event_of, served), *feedback])), Event, step=3.0)
     asked = events | "Served" >> beam.Filter(lambda event: event.kind is Kind.SERVED)
-    told = events | "Feedback" >> beam.Filter(lambda event: event.kind is Kind.FEEDBACK)
+    told = events | "Feedback" >> beam.Filter(is_feedback)
     return asked | "As served" >> beam.Map(served_of).with_output_types(Served), told
 
 

@@ -16,21 +16,10 @@ from contbatch.transforms import BatchPolicy, ContinuousInference, FailedElement
 from tests.runners.conformance.batching import COUNT, TIMED, deadline
 from tests.runners.conformance.jobs import Cell, Job
 from tests.runners.conformance.limits import BLEMISHES
+from tests.runners.test_prism_inference import Doubling
 
 SWAP_AT = 60
 """Elements after which the second version is published."""
-
-
-class Doubling(ModelHandler):
-    """Doubles numbers; 13 fails, and whatever is in a batch with it."""
-
-    def load_model(self) -> Any:
-        return object()
-
-    def run_inference(self, batch: Sequence[int], model: Any, inference_args: Any = None) -> list[PredictionResult]:
-        if 13 in batch:
-            raise ValueError("13")
-        return [PredictionResult(one, 2 * one) for one in batch]
 
 
 def form(result: PredictionResult) -> list[int]:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.runners.cluster import FlinkCluster
-from tests.runners.faults import FaultyJob, Undisturbed, Workload, judge
+from tests.runners.faults.forms import Workload
+from tests.runners.faults.job import FaultyJob
+from tests.runners.faults.verdict import Undisturbed, judge
 
 pytestmark = [pytest.mark.needs("javac", "mvn"), pytest.mark.slow]
 
